@@ -1,0 +1,28 @@
+# Two commands do everything: `make train` runs the main job, `make test` checks the code.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: train test lint clean
+
+train: $(INSTALLED)
+	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The pins are what was tested; the package itself is installed without looking for newer ones.
+$(INSTALLED): requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv .cache runs

@@ -1,0 +1,7 @@
+"""Deep Q-Networks on many learners at once: one pure agent, and every way of training a transformation of it.
+
+Importing this package starts nothing: call `dqn_jax.runtime.setup` first where devices must be chosen, then import the rooms
+that are needed (`dqn_jax.envs`, `dqn_jax.agent`, `dqn_jax.distributed.data_parallel`, ...).
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,175 @@
+"""The acting half of DQN: epsilon-greedy steps in many environments, and the transitions they give.
+
+Not here: where transitions are stored, or whose parameters choose the actions.
+
+Shapes: E environments, n the n-step length.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from dqn_jax.config import AgentConfig
+from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep
+from dqn_jax.exploration import epsilon_greedy, exponential_epsilon, linear_epsilon
+from dqn_jax.networks import Network
+from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition
+
+
+class Window(NamedTuple):
+    """The last n - 1 single steps of each environment, oldest first."""
+
+    steps: Transition
+    """Leaves [n - 1, E, ...], one-step rewards and discounts."""
+    ended: jax.Array
+    """[n - 1, E] bool, whether an episode ended with the step."""
+
+
+class ActorState(flax.struct.PyTreeNode):
+    """All that acting carries from one environment step to the next."""
+
+    env_state: EnvState
+    """Leaves [E, ...]."""
+    obs: jax.Array
+    """[E, ...] observations to act on."""
+    env_params: EnvParams
+    """Leaves [...], shared by the environments of one actor."""
+    window: Window
+    episode_return: jax.Array
+    """[E] float32 reward so far in each running episode."""
+    streams: jax.Array
+    """[E] keys, one random stream an environment."""
+    hyperparams: ActorHyperparams
+    clock: Clock
+    """Steps taken in each environment."""
+
+
+class Actor(NamedTuple):
+    """Acting as pure functions."""
+
+    init: Callable[..., ActorState]
+    """(key, env_params, hyperparams, first_env=0) -> state, for the environments numbered from `first_env`."""
+    act: Callable[[ActorState, Params], tuple[ActorState, Transition, jax.Array | bool, Info]]
+    """(state, params) -> (state, transitions [E, ...], whether they are valid [] bool, info)."""
+
+
+def make_actor(env: Environment, network: Network, config: AgentConfig, num_shards: int = 1) -> Actor:
+    """Builds the actor of DQN.
+
+    Args:
+      env: the environment.
+      network: the Q-network whose values choose actions.
+      config: the whole agent's; this actor steps `num_envs / num_shards` environments, but its epsilon counts all frames.
+      num_shards: actors that one agent's environments are divided over.
+
+    Returns:
+      The actor. Environment e draws from a stream of its own, `fold_in(key, e)`, so neither the number of shards nor that
+      of environments changes what environment e sees.
+    """
+    num_envs = config.num_envs // num_shards
+    epsilon_of = {"linear": linear_epsilon, "exponential": exponential_epsilon}[config.epsilon_schedule]
+
+    def init(
+        key: jax.Array, env_params: EnvParams, hyperparams: ActorHyperparams, first_env: jax.Array | int = 0
+    ) -> ActorState:
+        streams = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_env + jnp.arange(num_envs))
+        # Step t draws from fold_in(stream, t), t from 0; the reset takes a number that no step reaches.
+        reset_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(streams, jnp.uint32(2**32 - 1))
+        env_state, obs = jax.vmap(env.init, in_axes=(0, None))(reset_keys, env_params)
+        return ActorState(
+            env_state=env_state,
+            obs=obs,
+            env_params=env_params,
+            window=_empty_window(obs, config.n_step),
+            episode_return=jnp.zeros(num_envs),
+            streams=streams,
+            hyperparams=hyperparams,
+            clock=Clock(jnp.int32(0)),
+        )
+
+    def act(state: ActorState, params: Params) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
+        time = state.clock.count
+        epsilon = epsilon_of(time * config.num_envs, state.hyperparams)
+
+        def one(stream: jax.Array, env_state: EnvState, obs: jax.Array) -> tuple[EnvState, jax.Array, TimeStep]:
+            network_key, action_key, env_key = jax.random.split(jax.random.fold_in(stream, time), 3)
+            q_values = network.q_values(network.apply(params, obs, network_key, False))
+            action = epsilon_greedy(action_key, q_values, epsilon)
+            env_state, time_step = env.step(env_key, env_state, action, state.env_params)
+            return env_state, action, time_step
+
+        env_state, actions, time_step = jax.vmap(one)(state.streams, state.env_state, state.obs)
+        ended = time_step.terminated | time_step.truncated
+        terminal = ended if config.time_limit == "terminal" else time_step.terminated
+        step = Transition(
+            s_tm1=state.obs,
+            a_tm1=actions,
+            r_t=time_step.reward,
+            discount_t=jnp.where(terminal, 0.0, state.hyperparams.discount),
+            s_t=time_step.final_obs,
+        )
+        window = jax.tree.map(lambda past, new: jnp.concatenate([past, new[None]]), state.window, Window(step, ended))
+        episode_return = state.episode_return + time_step.reward
+        info = {
+            "epsilon": epsilon,
+            "episodes": jnp.sum(ended),
+            "return_sum": jnp.sum(jnp.where(ended, episode_return, 0.0)),
+            "terminated": jnp.sum(time_step.terminated),
+            "truncated": jnp.sum(time_step.truncated),
+        }
+        state = state.replace(
+            env_state=env_state,
+            obs=time_step.obs,
+            window=jax.tree.map(lambda x: x[1:], window),
+            episode_return=jnp.where(ended, 0.0, episode_return),
+            clock=Clock(time + 1),
+        )
+        valid = config.n_step == 1 or time >= config.n_step - 1
+        return state, n_step_transition(window), valid, info
+
+    return Actor(init, act)
+
+
+def n_step_transition(window: Window) -> Transition:
+    """The n-step transition that begins with a window's oldest step, cut at the first end of an episode.
+
+    R = r_1 + gamma r_2 + ... and the discount gamma^k, for the k <= n steps really taken; 0 after a termination.
+
+    Args:
+      window: n single steps, leaves [n, ...], with discounts gamma or, after a termination, 0.
+
+    Returns:
+      Transition with leaves [...].
+
+    Source: Sutton (1988); Mnih et al. (2016), section 4, for DQN.
+    """
+    steps, ended = window
+    last = len(ended) - 1
+    result = jax.tree.map(lambda x: x[last], steps)
+    for k in reversed(range(last)):
+        first: Transition = jax.tree.map(lambda x, k=k: x[k], steps)
+        stop = ended[k]
+        result = Transition(
+            s_tm1=first.s_tm1,
+            a_tm1=first.a_tm1,
+            r_t=first.r_t + jnp.where(stop, 0.0, first.discount_t * result.r_t),
+            discount_t=jnp.where(stop, first.discount_t, first.discount_t * result.discount_t),
+            s_t=jnp.where(stop.reshape(stop.shape + (1,) * (first.s_t.ndim - stop.ndim)), first.s_t, result.s_t),
+        )
+    return result
+
+
+def _empty_window(obs: jax.Array, n_step: int) -> Window:
+    num_envs = len(obs)
+    past = (n_step - 1, num_envs)
+    steps = Transition(
+        s_tm1=jnp.zeros((n_step - 1, *obs.shape), obs.dtype),
+        a_tm1=jnp.zeros(past, jnp.int32),
+        r_t=jnp.zeros(past),
+        discount_t=jnp.zeros(past),
+        s_t=jnp.zeros((n_step - 1, *obs.shape), obs.dtype),
+    )
+    return Window(steps, ended=jnp.zeros(past, bool))

@@ -1,0 +1,222 @@
+"""What a run is made of: frozen dataclasses, checked when they are built and never changed afterwards.
+
+Not here: anything that needs jax or gymnax (device counts, environments), which is checked where it is first known.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+MAX_COUNT = 2**31 - 1
+"""Largest count an int32 device counter can hold."""
+
+
+class InputError(ValueError):
+    """A user's input that cannot be used. The message names it, its value and the remedy, in one sentence."""
+
+
+class TrainingError(RuntimeError):
+    """A run that must not go on: a loss that is not finite, replicas that differ. The message says where and what to do."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def _whole(section: str, config: Any, *names: str, least: int = 1) -> None:
+    """Each named field is a whole number from `least` to what an int32 counter can hold."""
+    for name in names:
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(
+            whole and least <= value <= MAX_COUNT,
+            f"{section}{name} is {value}: give a whole number from {least} to {MAX_COUNT} (device counters are 32-bit)",
+        )
+
+
+def _number(section: str, config: Any, *names: str, low: float = 0.0, high: float = math.inf, open_low: bool = False) -> None:
+    """Each named field is a finite number in [low, high], or in (low, high] when `open_low`."""
+    for name in names:
+        value = getattr(config, name)
+        inside = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+        bound = f"above {low:g}" if open_low else f"of at least {low:g}"
+        limit = "" if math.isinf(high) else f" and at most {high:g}"
+        _require(inside and not (open_low and value == low), f"{section}{name} is {value}: give a finite number {bound}{limit}")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The Q-network: a trunk of features and a linear head of one value an action."""
+
+    kind: Literal["auto", "mlp", "conv"] = "auto"
+    """Trunk; auto takes conv for image observations and mlp for the rest."""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Widths of the fully connected ReLU layers (after the convolution, if there is one)."""
+    channels: int = 16
+    """Output channels of the 3x3 convolution."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.hidden_sizes) > 0 and all(isinstance(size, int) and size > 0 for size in self.hidden_sizes),
+            f"network.hidden_sizes is {self.hidden_sizes}: give at least one width, each a positive whole number",
+        )
+        _whole("network.", self, "channels")
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+    """DQN (Mnih et al. 2015) with every choice an argument.
+
+    Sizes (`num_envs`, `batch_size`, `replay_capacity`) are those of one whole agent. Data-parallel training divides them by
+    the number of devices, so the same config is the same algorithm on any hardware.
+    """
+
+    num_envs: int = 16
+    """Environments stepped at once."""
+    acts_per_step: int = 1
+    """Environment steps (of all the environments) in an agent step."""
+    updates_per_step: int = 1
+    """Gradient updates in an agent step."""
+    batch_size: int = 32
+    """Transitions sampled for an update."""
+    replay_capacity: int = 10_000
+    """Transitions kept; the oldest go first."""
+    learning_starts: int = 1_000
+    """Frames of experience gathered before the first update."""
+
+    discount: float = 0.99
+    """gamma."""
+    n_step: int = 1
+    """Rewards summed before bootstrapping."""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """What a time limit means: bootstrap from the final observation, or treat it as a termination."""
+
+    double_q: bool = False
+    """Choose the target's action with the online network (van Hasselt et al. 2016)."""
+    loss: Literal["squared", "huber"] = "squared"
+    """Loss of a TD error: its square, or Huber's with threshold 1."""
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+    """Gradient descent rule."""
+    learning_rate: float = 1e-3
+    """Step size."""
+    optimizer_eps: float = 1e-8
+    """Added to the denominator by Adam and RMSProp."""
+    rmsprop_decay: float = 0.95
+    """Decay of RMSProp's running moments."""
+    max_grad_norm: float | None = None
+    """Clip the global gradient norm to this; None leaves gradients as they are."""
+    target_period: int = 500
+    """Updates between two updates of the target network (C)."""
+    target_rate: float = 1.0
+    """Step of the target towards the online parameters: 1 copies them, less is Polyak averaging."""
+
+    epsilon_schedule: Literal["linear", "exponential"] = "linear"
+    """How epsilon falls from start to end."""
+    epsilon_start: float = 1.0
+    """Probability of a random action in the first frame."""
+    epsilon_end: float = 0.05
+    """Probability of a random action once the decay is over."""
+    epsilon_decay_frames: int = 10_000
+    """Frames over which epsilon falls."""
+
+    def __post_init__(self) -> None:
+        counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity", "learning_starts")
+        _whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
+        _number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
+        _number("agent.", self, "target_rate", "rmsprop_decay", high=1.0, open_low=True)
+        _number("agent.", self, "learning_rate", "optimizer_eps", open_low=True)
+        if self.max_grad_norm is not None:
+            _number("agent.", self, "max_grad_norm", open_low=True)
+        _require(
+            self.batch_size <= self.replay_capacity,
+            f"agent.batch_size is {self.batch_size}, larger than agent.replay_capacity {self.replay_capacity}: "
+            "shrink the batch or keep more transitions",
+        )
+        _require(
+            self.replay_capacity % self.num_envs == 0,
+            f"agent.replay_capacity is {self.replay_capacity}, not a multiple of agent.num_envs {self.num_envs}: "
+            f"take {-(-self.replay_capacity // self.num_envs) * self.num_envs}",
+        )
+        _require(
+            self.learning_starts >= self.batch_size,
+            f"agent.learning_starts is {self.learning_starts}, less than agent.batch_size {self.batch_size}: "
+            "gather at least one batch before learning",
+        )
+        _require(
+            self.epsilon_schedule == "linear" or min(self.epsilon_start, self.epsilon_end) > 0,
+            f"agent.epsilon_start is {self.epsilon_start} and agent.epsilon_end {self.epsilon_end}: "
+            "an exponential schedule needs both above 0, a linear one does not",
+        )
+
+    def check_shards(self, num_shards: int) -> None:
+        """Raises InputError unless the sizes divide evenly over `num_shards` devices."""
+        for name in ("num_envs", "batch_size", "replay_capacity"):
+            value = getattr(self, name)
+            _require(
+                value % num_shards == 0,
+                f"agent.{name} is {value}, which does not divide over {num_shards} devices: make it a multiple of {num_shards}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunnerConfig:
+    """How often a run logs, evaluates and saves. All periods are frames of one seed."""
+
+    log_every: int = 10_000
+    """Frames between two lines of metrics; one compiled chunk, so also the time Ctrl-C can take."""
+    eval_every: int = 50_000
+    """Frames between two greedy evaluations."""
+    eval_episodes: int = 32
+    """Greedy episodes of an evaluation, for every seed."""
+    checkpoint_every: int = 100_000
+    """Frames between two checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        _whole("runner.", self, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        _whole("runner.", self, "eval_episodes", least=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One training run: an environment, an agent, how many seeds on how many devices, and for how long."""
+
+    env: str = "CartPole-v1"
+    """A gymnax environment with discrete actions."""
+    max_episode_steps: int | None = None
+    """Time limit of an episode; None keeps the environment's own."""
+    num_devices: int | None = None
+    """Devices; None takes all local ones (two virtual ones when there is only a CPU)."""
+    num_seeds: int = 8
+    """Independent repetitions, trained at once."""
+    seeds_over_devices: bool = False
+    """Give each device its own seeds instead of averaging gradients over devices."""
+    total_frames: int = 500_000
+    """Environment steps of each seed."""
+    seed: int = 0
+    """Root of all randomness: seed i is seed + i."""
+    run_dir: Path = Path("runs/latest")
+    """Directory of everything the run writes."""
+    resume: bool = False
+    """Continue what the run directory holds; start there if it holds nothing."""
+    agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    runner: RunnerConfig = dataclasses.field(default_factory=RunnerConfig)
+
+    def __post_init__(self) -> None:
+        _whole("", self, "num_seeds", "total_frames")
+        _whole("", self, "seed", least=0)
+        _whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))
+        _require(
+            self.seed + self.num_seeds <= MAX_COUNT,
+            f"seed is {self.seed}, and the last of {self.num_seeds} seeds would pass {MAX_COUNT}: start lower",
+        )
+        # Device counters run in whole chunks, so the last one may go this far past the budget.
+        overshoot = self.agent.learning_starts + 2 * (self.runner.log_every + self.agent.num_envs * self.agent.acts_per_step)
+        _require(
+            self.total_frames + overshoot <= MAX_COUNT,
+            f"total_frames is {self.total_frames}, and device counters would wrap at {MAX_COUNT}: train for fewer frames",
+        )

@@ -1,0 +1,1 @@
+"""Ways of training one agent on many devices, workers or hosts."""

@@ -1,0 +1,141 @@
+"""Data-parallel DQN: one agent's environments, replay and batch divided over devices, its gradients averaged by `lax.pmean`.
+
+Parameters are replicated; each device acts in its own environments and learns from its own replay. Many seeds are mapped
+inside each device. With `seeds_over_devices` each device trains its own seeds and nothing is averaged.
+
+Not here: the agent, which does not change; loops over chunks, files, signals (the runner).
+
+Shapes: D devices, L seeds on a device, S seeds in all.
+"""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import numpy as np
+
+from dqn_jax.agent import AgentState, make_agent, make_chunk, reduce_info, warm_up_acts
+from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, TrainingError
+from dqn_jax.envs import Environment, make_env
+from dqn_jax.evaluation import Evaluation, make_evaluate
+from dqn_jax.mapping import lane_axes, local_devices, over, place, row
+from dqn_jax.networks import Network, make_network
+from dqn_jax.types import Driver, Info, Params
+
+AXIS = "devices"
+"""Name of the axis that gradients are averaged over."""
+
+
+def make_data_parallel(
+    env: Environment,
+    network: Network,
+    config: AgentConfig,
+    *,
+    seeds: Sequence[int],
+    devices: Sequence[jax.Device],
+    steps_per_chunk: int,
+    seeds_over_devices: bool = False,
+) -> Driver:
+    """Builds the driver.
+
+    Args:
+      env: the environment.
+      network: the Q-network.
+      config: one whole agent; its sizes are divided by D.
+      seeds: one independent run each.
+      devices: D devices.
+      steps_per_chunk: agent steps in one call of the driver's `step`.
+      seeds_over_devices: divide the seeds over the devices instead of the agent.
+
+    Returns:
+      The driver; its state is an AgentState with leaves [D, L, ...], clocks [D].
+
+    Raises:
+      InputError: where sizes or seeds do not divide over the devices.
+    """
+    num_devices = len(devices)
+    if seeds_over_devices:
+        if len(seeds) % num_devices:
+            raise InputError(f"num_seeds is {len(seeds)}, which does not divide over {num_devices} devices: take a multiple")
+        agent = make_agent(env, network, config)
+        seed_rows, shards = np.reshape(seeds, (num_devices, -1)), np.zeros(num_devices, np.int32)
+    else:
+        agent = make_agent(env, network, config, axis_name=AXIS, num_shards=num_devices)
+        seed_rows, shards = np.tile(seeds, (num_devices, 1)), np.arange(num_devices, dtype=np.int32)
+
+    def start(seed: jax.Array, shard: jax.Array) -> AgentState:
+        return agent.warm_up(agent.init(jax.random.key(seed), shard=shard))
+
+    def start_lanes(seeds: jax.Array, shard: jax.Array) -> AgentState:
+        axes = lane_axes(jax.eval_shape(start, seeds[0], shard))
+        return over(start, in_axes=(0, None), out_axes=axes)(seeds, shard)
+
+    def chunk_lanes(state: AgentState) -> tuple[AgentState, Info]:
+        axes = lane_axes(state)
+        return over(make_chunk(agent, steps_per_chunk), in_axes=(axes,), out_axes=(axes, 0))(state)
+
+    parallel_start = over(start_lanes, AXIS, devices)
+    parallel_chunk = over(chunk_lanes, AXIS, devices, donate=True)
+
+    def init() -> AgentState:
+        return parallel_start(*place((seed_rows.astype(np.uint32), shards), devices))
+
+    def step(state: AgentState) -> tuple[AgentState, Info]:
+        state, info = parallel_chunk(state)
+        rows = {name: np.asarray(values) for name, values in info.items()}
+        if seeds_over_devices:
+            return state, {name: values.reshape(-1) for name, values in rows.items()}
+        return state, reduce_info(rows)
+
+    def params(state: AgentState) -> Params:
+        if not seeds_over_devices:
+            return row(state.learner.params, 0)
+        return jax.tree.map(lambda x: jax.device_put(np.concatenate(x), devices[0]), state.learner.params)
+
+    def check(state: AgentState) -> None:
+        if not seeds_over_devices:
+            check_replicas((state.learner.params, state.learner.target_params, state.learner.opt_state))
+
+    acts = warm_up_acts(config)
+    return Driver(
+        init=init,
+        step=step,
+        params=params,
+        check=check,
+        initial_frames=acts * config.num_envs,
+        frames_per_step=steps_per_chunk * config.acts_per_step * config.num_envs,
+        updates_per_step=steps_per_chunk * config.updates_per_step,
+        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+    )
+
+
+def from_config(config: ExperimentConfig) -> tuple[Driver, Callable[[jax.Array, Params], Evaluation]]:
+    """The driver of a whole experiment, and the greedy evaluation of one seed's parameters: what `runner.run` takes.
+
+    Raises:
+      InputError: for an environment, a number of devices or sizes that cannot be used.
+    """
+    env = make_env(config.env, config.max_episode_steps)
+    network = make_network(config.network, env.obs_shape, env.num_actions)
+    frames_per_agent_step = config.agent.num_envs * config.agent.acts_per_step
+    driver = make_data_parallel(
+        env,
+        network,
+        config.agent,
+        seeds=range(config.seed, config.seed + config.num_seeds),
+        devices=local_devices(config.num_devices),
+        steps_per_chunk=max(1, config.runner.log_every // frames_per_agent_step),
+        seeds_over_devices=config.seeds_over_devices,
+    )
+    return driver, make_evaluate(env, network, config.runner.eval_episodes)
+
+
+def check_replicas(tree: chex.ArrayTree) -> None:
+    """Raises TrainingError, naming the leaf, unless every row of every leaf [D, ...] is the same to the last bit."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        values = np.asarray(leaf)
+        rows = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
+        unequal = [device for device in range(1, len(rows)) if not np.array_equal(rows[0], rows[device])]
+        if unequal:
+            name = jax.tree_util.keystr(path)
+            raise TrainingError(f"replicas differ in {name}: device row(s) {unequal} are not bitwise equal to row 0")

@@ -1,0 +1,73 @@
+"""Greedy evaluation: the first episode of each environment, once, to its end. Not here: when to evaluate.
+
+A window of fixed length would favour short episodes; so would taking whichever episodes end first.
+
+Shapes: E episodes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dqn_jax.envs import Environment, EnvParams
+from dqn_jax.networks import Network
+from dqn_jax.types import Params
+
+
+class Evaluation(NamedTuple):
+    """Undiscounted returns of E episodes."""
+
+    returns: jax.Array
+    """[E] float32."""
+    lengths: jax.Array
+    """[E] int32 steps."""
+    finished: jax.Array
+    """[E] bool; an episode still running at the cap has the return so far."""
+
+
+def make_evaluate(
+    env: Environment, network: Network, num_episodes: int, max_steps: int | None = None
+) -> Callable[..., Evaluation]:
+    """Builds a function that plays whole episodes.
+
+    Args:
+      env: the environment.
+      network: the Q-network.
+      num_episodes: E, played side by side.
+      max_steps: cap on an episode's steps; None takes the environment's time limit.
+
+    Returns:
+      `evaluate(key, params, env_params=the environment's) -> Evaluation`.
+    """
+    cap = env.max_episode_steps if max_steps is None else max_steps
+
+    def evaluate(key: jax.Array, params: Params, env_params: EnvParams = env.params) -> Evaluation:
+        streams = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_episodes))
+        env_state, obs = jax.vmap(env.init, in_axes=(0, None))(streams, env_params)
+        start = Evaluation(jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, bool))
+
+        def running(carry):
+            time, _, _, result = carry
+            return (time < cap) & ~jnp.all(result.finished)
+
+        def one(stream, time, env_state, obs, so_far):
+            network_key, env_key = jax.random.split(jax.random.fold_in(stream, time))
+            action = jnp.argmax(network.q_values(network.apply(params, obs, network_key, False)))
+            env_state, step = env.step(env_key, env_state, action, env_params)
+            counts = ~so_far.finished
+            result = Evaluation(
+                returns=so_far.returns + jnp.where(counts, step.reward, 0.0),
+                lengths=so_far.lengths + counts,
+                finished=so_far.finished | step.terminated | step.truncated,
+            )
+            return env_state, step.obs, result
+
+        def body(carry):
+            time, env_state, obs, result = carry
+            return time + 1, *jax.vmap(one, in_axes=(0, None, 0, 0, 0))(streams, time, env_state, obs, result)
+
+        return jax.lax.while_loop(running, body, (jnp.int32(0), env_state, obs, start))[-1]
+
+    return evaluate

@@ -1,0 +1,87 @@
+"""How seeds, clients, workers and replicas are mapped: `vmap`, `pmap`, or both, behind one helper.
+
+Leading axes are checked here, shards are placed here, and values cross between host and devices here. Not here: what is mapped.
+
+Shapes: D devices, S lanes of a `vmap`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dqn_jax.config import InputError
+from dqn_jax.types import Clock
+
+
+def lane_axes(tree: chex.ArrayTree) -> Any:
+    """`vmap` axes of a state: 0 for each leaf, None for a `Clock`, which the lanes share."""
+    return jax.tree.map(lambda x: None if isinstance(x, Clock) else 0, tree, is_leaf=lambda x: isinstance(x, Clock))
+
+
+def over(
+    fn: Callable,
+    axis_name: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    donate: bool = False,
+) -> Callable:
+    """Maps a function over the leading axis of its arguments.
+
+    Args:
+      fn: function of positional arguments.
+      axis_name: name that collectives inside `fn` use.
+      devices: one device a row (`pmap`); None maps on one device (`vmap`), the like-for-like reference for a `pmap`.
+      in_axes: as for `jax.vmap`; only with `devices=None`.
+      out_axes: as for `jax.vmap`; only with `devices=None`.
+      donate: whether the first argument's buffers may be reused; only with `devices`.
+
+    Returns:
+      The mapped function. Over devices it raises ValueError, naming the leaf, for a leading axis that is not their number.
+    """
+    if devices is None:
+        return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes, axis_name=axis_name)
+    mapped = jax.pmap(fn, axis_name=axis_name, devices=devices, donate_argnums=(0,) if donate else ())
+
+    def checked(*args: chex.ArrayTree) -> Any:
+        _check_leading_axes(args, len(devices))
+        return mapped(*args)
+
+    return checked
+
+
+def local_devices(count: int | None) -> list[jax.Device]:
+    """The first `count` local devices, or all of them.
+
+    Raises:
+      InputError: where there are fewer.
+    """
+    devices = jax.local_devices()
+    if count is not None and count > len(devices):
+        kind = devices[0].platform
+        raise InputError(
+            f"num_devices is {count}, and this process has {len(devices)} {kind} device(s): ask for at most that many"
+        )
+    return devices[:count]
+
+
+def place(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.ArrayTree:
+    """Puts row d of every leaf [D, ...] on device d. Unplaced arguments of a `pmap` would not be donated."""
+    _check_leading_axes(tree, len(devices))
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), ("rows",)), PartitionSpec("rows")))
+
+
+def row(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
+    """Row `index` of every leaf [D, ...], from the device that holds it: plain indexing would gather from all of them."""
+    return jax.tree.map(lambda x: x.addressable_shards[index].data[0], tree)
+
+
+def _check_leading_axes(tree: chex.ArrayTree, size: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not leaf.shape or leaf.shape[0] != size:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"leaf {name} has shape {leaf.shape}: its leading axis must be the number of devices, {size}")

@@ -1,0 +1,1 @@
+"""Where side effects live: the run loop, checkpoints, metrics, plots and the command line."""

@@ -1,0 +1,195 @@
+"""Checkpoints that are whole or not there: written aside, checksummed, renamed into place, verified when read.
+
+A checkpoint is a directory `step_<frames>` with `arrays.npz` (every leaf of the state) and `manifest.json` (what the arrays
+must be, where the run stood, and the config). A damaged one is named and the one before it is used.
+
+Not here: when to save.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.config import InputError
+
+ARRAYS = "arrays.npz"
+MANIFEST = "manifest.json"
+_MAY_CHANGE = ("total_frames", "run_dir", "resume")
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that must not be used. The message says which and why, in a few words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: what the manifest says of it, its arrays still on disk."""
+
+    path: Path
+    progress: dict[str, Any]
+    """Where the run stood, as `save` was told."""
+    config: dict[str, Any]
+    leaves: list[dict[str, Any]]
+
+    def restore(self, template: chex.ArrayTree) -> chex.ArrayTree:
+        """The saved state, each leaf placed as the template's is.
+
+        Raises:
+          DamagedCheckpoint: if the template has other leaves, shapes or dtypes.
+        """
+        expected = [_describe(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(template)]
+        for saved, wanted in zip(self.leaves, expected, strict=False):
+            if saved != wanted:
+                raise DamagedCheckpoint(f"{self.path.name} holds {saved}, where this program has {wanted}")
+        if len(self.leaves) != len(expected):
+            raise DamagedCheckpoint(f"{self.path.name} holds {len(self.leaves)} arrays, where this program has {len(expected)}")
+        with np.load(self.path / ARRAYS) as arrays:
+            values = [arrays[f"arr_{index}"] for index in range(len(expected))]
+        leaves, structure = jax.tree.flatten(template)
+        return jax.tree.unflatten(structure, [_to_device(value, like) for value, like in zip(values, leaves, strict=True)])
+
+
+def save(
+    directory: Path, state: chex.ArrayTree, frames: int, progress: dict[str, Any], config: dict[str, Any], keep: int
+) -> Path:
+    """Writes `directory/step_<frames>` atomically and removes all but the `keep` newest.
+
+    Args:
+      directory: where checkpoints are kept.
+      state: arrays and random keys.
+      frames: frames of one seed so far, the checkpoint's number.
+      progress: JSON values that resuming needs.
+      config: JSON values that must not change on resuming.
+      keep: checkpoints kept.
+
+    Returns:
+      The checkpoint's path.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"step_{frames:012d}"
+    aside = directory / f".writing_{final.name}"
+    for leftover in (aside, final):
+        # `final` is there only when a resumed run passes a damaged checkpoint again.
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir()
+    with_paths = jax.tree_util.tree_leaves_with_path(state)
+    with open(aside / ARRAYS, "wb") as file:
+        np.savez(file, *(_to_host(leaf) for _, leaf in with_paths))
+        _flush(file)
+    body = {
+        "progress": progress,
+        "config": config,
+        "leaves": [_describe(path, leaf) for path, leaf in with_paths],
+        "arrays_sha256": _sha256((aside / ARRAYS).read_bytes()),
+    }
+    with open(aside / MANIFEST, "w") as file:
+        json.dump({"sha256": _sha256(json.dumps(body).encode()), "body": body}, file)
+        _flush(file)
+    os.rename(aside, final)
+    _flush_directory(directory)
+    for old in _numbered(directory)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, or None where there has never been one, and a sentence about each damaged one.
+
+    Raises:
+      InputError: if there are checkpoints and all are damaged.
+    """
+    complaints: list[str] = []
+    for path in reversed(_numbered(directory)):
+        try:
+            return read(path), complaints
+        except DamagedCheckpoint as damage:
+            complaints.append(str(damage))
+    if complaints:
+        raise InputError(f"no checkpoint in {directory} can be used: {'; '.join(complaints)}")
+    return None, complaints
+
+
+def read(path: Path) -> Checkpoint:
+    """Verifies one checkpoint.
+
+    Raises:
+      DamagedCheckpoint: if any file is missing or not what was written.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        body = manifest["body"]
+        intact = manifest["sha256"] == _sha256(json.dumps(body).encode())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} cannot be read: {type(error).__name__})") from None
+    if not intact:
+        raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} is not what was written)")
+    try:
+        arrays = (path / ARRAYS).read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path.name} is damaged ({ARRAYS} cannot be read: {type(error).__name__})") from None
+    if _sha256(arrays) != body["arrays_sha256"]:
+        raise DamagedCheckpoint(f"{path.name} is damaged ({ARRAYS} is not what was written)")
+    return Checkpoint(path, body["progress"], body["config"], body["leaves"])
+
+
+def check_same_config(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raises InputError, field by field, where two configs (nested dicts) differ in what would change the run."""
+    before, now = _flatten(saved), _flatten(current)
+    names = [name for name in sorted(before.keys() | now.keys()) if name not in _MAY_CHANGE]
+    changes = [f"{name} was {before.get(name)} and is {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+    if changes:
+        raise InputError(
+            f"the checkpoint belongs to another config ({'; '.join(changes)}): undo that or use a new run directory"
+        )
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _describe(path: Any, leaf: jax.Array) -> dict[str, Any]:
+    return {"name": jax.tree_util.keystr(path), "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _to_host(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+
+
+def _to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like)), like.sharding)
+    return jax.device_put(value, like.sharding)
+
+
+def _numbered(directory: Path) -> list[Path]:
+    """Checkpoints from oldest to newest, whole or not."""
+    return sorted(directory.glob("step_*"))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""What a person sees while a run goes on: a live bar in a terminal, a line an evaluation elsewhere. Not here: files."""
+
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Shows metrics lines as they come."""
+
+    def __init__(self, total_frames: int, frames: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.total_frames = total_frames
+        self._progress = Progress(
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("train", total=total_frames, completed=frames, text="compiling")
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self._progress.stop()
+
+    def say(self, message: str) -> None:
+        """Prints one line above the bar."""
+        self.console.print(message, highlight=False, soft_wrap=True)
+
+    def update(self, line: dict[str, Any]) -> None:
+        """Shows one line of metrics."""
+        text = f"{line['frames']:,}/{self.total_frames:,} frames  {line['frames_per_second']:,.0f}/s  {_describe(line)}"
+        self._progress.update(self._task, completed=min(line["frames"], self.total_frames), text=text)
+        if line["eval_return"] is not None and not self.console.is_terminal:
+            self.say(text)
+
+
+def _describe(line: dict[str, Any]) -> str:
+    parts = [f"return {_mean(line['return'])}", f"loss {_mean(line['loss'], 3)}", f"epsilon {_mean(line['epsilon'], 2)}"]
+    if line["eval_return"] is not None:
+        parts.append(f"greedy return {_mean(line['eval_return'])}")
+    return "  ".join(parts)
+
+
+def _mean(values: np.ndarray, digits: int = 1) -> str:
+    known = np.asarray(values)[np.isfinite(values)]
+    return f"{known.mean():.{digits}f}" if len(known) else "-"

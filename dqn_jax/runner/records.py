@@ -1,0 +1,147 @@
+"""The files of a run directory, apart from checkpoints and plots. Not here: what is measured.
+
+`metrics.jsonl` and `returns.csv` only grow; a checkpoint stores their sizes, and resuming cuts them there.
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqn_jax.config import InputError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+RETURNS = "returns.csv"
+SUMMARY = "summary.json"
+RETURNS_COLUMNS = ("seed", "client", "env_params", "frames", "updates", "return")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy")
+
+
+class Records:
+    """Writes one run's files."""
+
+    def __init__(self, run_dir: Path, resume: bool) -> None:
+        """Opens a run directory.
+
+        Args:
+          run_dir: the directory, made if it is not there.
+          resume: whether to go on in a directory that already holds a run.
+
+        Raises:
+          InputError: if it cannot be written, or holds a run and `resume` is false. Nothing in it is changed then.
+        """
+        self.run_dir = run_dir
+        if (run_dir / CONFIG).exists() and not resume:
+            raise InputError(f"run_dir {run_dir} already holds a run: add --resume to continue it, or name another directory")
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with open(run_dir / METRICS, "a"), open(run_dir / RETURNS, "a"):
+                pass
+        except OSError as error:
+            raise InputError(f"run_dir {run_dir} cannot be written ({error.strerror}): name another directory") from None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each growing file, all of them safely on disk."""
+        sizes = {}
+        for name in (METRICS, RETURNS):
+            with open(self.run_dir / name, "rb") as file:
+                os.fsync(file.fileno())
+                sizes[name] = os.fstat(file.fileno()).st_size
+        return sizes
+
+    def cut(self, sizes: dict[str, int]) -> None:
+        """Cuts the growing files back to what they were at a checkpoint (to nothing where a name is missing).
+
+        Raises:
+          InputError: if a file is shorter than it was.
+        """
+        for name, present in self.sizes().items():
+            size = sizes.get(name, 0)
+            if present < size:
+                raise InputError(
+                    f"{self.run_dir / name} has {present} bytes, and the checkpoint was saved at {size}: restore the file"
+                )
+            os.truncate(self.run_dir / name, size)
+
+    def config(self, config: dict[str, Any]) -> None:
+        """Writes `config.json`: the config and the versions that ran it."""
+        versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+        self._write(CONFIG, config | {"versions": versions | {"python": platform.python_version()}})
+
+    def read_config(self) -> dict[str, Any] | None:
+        """What `config.json` holds, versions apart; None where there is none.
+
+        Raises:
+          InputError: if it cannot be read.
+        """
+        path = self.run_dir / CONFIG
+        if not path.exists():
+            return None
+        try:
+            config = json.loads(path.read_text())
+        except ValueError:
+            raise InputError(f"{path} is damaged (not JSON): restore it or use a new run directory") from None
+        return {name: value for name, value in config.items() if name != "versions"}
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`; what is not finite becomes null."""
+        with open(self.run_dir / METRICS, "a") as file:
+            file.write(json.dumps(jsonable(line)) + "\n")
+
+    def returns(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows to `returns.csv`."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, RETURNS_COLUMNS, lineterminator="\n")
+        if (self.run_dir / RETURNS).stat().st_size == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+        with open(self.run_dir / RETURNS, "a") as file:
+            file.write(text.getvalue())
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """Writes `summary.json`."""
+        self._write(SUMMARY, jsonable(summary))
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        aside = self.run_dir / f".{name}"
+        aside.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(aside, self.run_dir / name)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (run_dir / METRICS).read_text().splitlines()]
+
+
+def read_returns(run_dir: Path) -> dict[int, dict[int, float]]:
+    """Greedy returns of `returns.csv`: {frames: {seed: return}}."""
+    returns: dict[int, dict[int, float]] = {}
+    with open(run_dir / RETURNS, newline="") as file:
+        for row in csv.DictReader(file):
+            returns.setdefault(int(row["frames"]), {})[int(row["seed"])] = float(row["return"])
+    return returns
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as nested dicts of JSON values, as it reads back from a file."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def jsonable(value: Any) -> Any:
+    """Arrays as lists, numpy scalars as Python ones, and None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: jsonable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return jsonable(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,105 @@
+"""The records that travel between rooms. Not here: what any of them do.
+
+Shapes: B batch, E environments, S seeds; `...` are the dimensions of one observation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import flax
+import jax
+
+Params: TypeAlias = Any
+"""Network parameters: a tree of arrays, with the top-level groups `trunk` and `head`."""
+
+Info: TypeAlias = dict[str, Any]
+"""Named numbers about what a function did: arrays, on device or host."""
+
+Correction = Callable[[Params, Params], Params]
+"""A change to gradients before clipping: `(grads, params) -> grads`."""
+
+
+class Clock(flax.struct.PyTreeNode):
+    """A counter that all lanes of a `vmap` share.
+
+    Kept apart from the per-lane leaves because a batched predicate turns every `cond` into a `select` of both branches.
+    """
+
+    count: jax.Array
+    """[] int32."""
+
+
+class Transition(NamedTuple):
+    """What the agent learns from: one step, or the sum of n."""
+
+    s_tm1: jax.Array
+    """[...] observation acted on."""
+    a_tm1: jax.Array
+    """[] int32 action."""
+    r_t: jax.Array
+    """[] float32 (n-step, discounted) reward."""
+    discount_t: jax.Array
+    """[] float32 gamma^n, or 0 where the episode terminated."""
+    s_t: jax.Array
+    """[...] observation to bootstrap from: the episode's own, never the next episode's."""
+
+
+class Sample(NamedTuple):
+    """A batch drawn from a replay."""
+
+    transitions: Transition
+    """Leaves [B, ...]."""
+    indices: jax.Array
+    """[B] int32 slots the transitions came from."""
+    weights: jax.Array
+    """[B] float32 importance weights, multiplied into the loss before its mean."""
+    age: jax.Array
+    """[B] int32 transitions added since each was."""
+
+
+class ActorHyperparams(NamedTuple):
+    """Numbers of the acting half that a sweep may vary. All [] float32, except the frame count."""
+
+    discount: jax.Array
+    epsilon_start: jax.Array
+    epsilon_end: jax.Array
+    epsilon_decay_frames: jax.Array
+    """[] int32."""
+
+
+class LearnerHyperparams(NamedTuple):
+    """Numbers of the learning half that a sweep may vary. All [] float32."""
+
+    learning_rate: jax.Array
+    target_rate: jax.Array
+    max_grad_norm: jax.Array
+    """Infinite where gradients are not clipped."""
+
+
+class Hyperparams(NamedTuple):
+    """Both halves; `Agent.init` takes them, so a sweep is a `vmap` over this record."""
+
+    actor: ActorHyperparams
+    learner: LearnerHyperparams
+
+
+class Driver(NamedTuple):
+    """One way of training: what `runner.run` needs to know of it.
+
+    `state` is whatever the driver carries. One call of `step` is one compiled chunk. Counts are of one seed.
+    """
+
+    init: Callable[[], Any]
+    """() -> state, after the warm-up."""
+    step: Callable[[Any], tuple[Any, Info]]
+    """state (donated) -> (state, info with leaves [S])."""
+    params: Callable[[Any], Params]
+    """state -> online parameters, leaves [S, ...], on one device."""
+    check: Callable[[Any], None]
+    """Raises TrainingError where the state breaks the driver's own promise, as unequal replicas do."""
+    initial_frames: int
+    """Frames taken by `init`."""
+    frames_per_step: int
+    updates_per_step: int
+    devices: tuple[str, ...]
+    """Names of the devices it runs on."""
