@@ -1,0 +1,73 @@
+"""What tests share: a small CartPole agent whose arithmetic is steady enough to compare, comparisons, experiments."""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.envs import make_env
+from dqn_jax.networks import make_network
+
+ENV = make_env("CartPole-v1")
+NETWORK = make_network(NetworkConfig(hidden_sizes=(16, 16)), ENV.obs_shape, ENV.num_actions)
+
+# Trajectories fork at the first flipped argmax, so laws whose arithmetic order differs act at random and descend plainly.
+STEADY = AgentConfig(
+    num_envs=8,
+    batch_size=32,
+    replay_capacity=512,
+    learning_starts=64,
+    n_step=2,
+    optimizer="sgd",
+    learning_rate=1e-2,
+    target_period=10,
+    epsilon_start=1.0,
+    epsilon_end=1.0,
+)
+
+# Greedy most of the time and Adam, for laws that hold to the last bit.
+FREE = dataclasses.replace(STEADY, optimizer="adam", learning_rate=1e-3, epsilon_end=0.1, epsilon_decay_frames=500)
+
+
+def load_experiment(name):
+    """A script of `experiments/` as a module."""
+    path = Path(__file__).parent.parent.parent / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def arrays(tree):
+    """Leaves by name, on the host, random keys as their data."""
+
+    def to_host(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return {jax.tree_util.keystr(path): to_host(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_close(actual, expected, rtol=1e-5):
+    """Every leaf is equal up to the order of additions; whole numbers, flags and keys exactly."""
+    actual, expected = arrays(actual), arrays(expected)
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        if values.dtype.kind == "f":
+            # Relative to the leaf's largest entry: an entry near 0 keeps only the absolute error of the sums it came from.
+            np.testing.assert_allclose(actual[name], values, rtol=rtol, atol=rtol * np.abs(values).max(initial=0), err_msg=name)
+        else:
+            np.testing.assert_array_equal(actual[name], values, err_msg=name)
+
+
+def assert_bitwise(actual, expected):
+    """Every leaf is equal to the last bit."""
+    actual, expected = arrays(actual), arrays(expected)
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        assert actual[name].tobytes() == values.tobytes(), name

@@ -1,0 +1,116 @@
+"""A small data-parallel run in a process of its own, killed at a named point, for law 8.
+
+python killed_run.py RUN_DIR [POINT]: resumes what RUN_DIR holds, and runs to its end or to where POINT kills it.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from dqn_jax import runtime
+from dqn_jax.config import AgentConfig, ExperimentConfig, NetworkConfig, RunnerConfig
+
+CHUNKS = 12
+FRAMES_PER_CHUNK = 40
+INITIAL_FRAMES = 12
+"""ceil(8 / 4) + n - 1 acts of four environments."""
+SAVED_AFTER = (3, 6, 9, 12)
+"""Chunks that a multiple of 120 frames lies in."""
+
+
+def config_of(run_dir: Path) -> ExperimentConfig:
+    """Twelve chunks; the replay goes round four times, the target moves in most chunks, and episodes end by both ends."""
+    return ExperimentConfig(
+        max_episode_steps=20,
+        num_devices=2,
+        num_seeds=2,
+        total_frames=INITIAL_FRAMES + CHUNKS * FRAMES_PER_CHUNK,
+        run_dir=run_dir,
+        resume=True,
+        agent=AgentConfig(
+            num_envs=4,
+            batch_size=4,
+            replay_capacity=128,
+            learning_starts=8,
+            n_step=2,
+            target_period=7,
+            epsilon_decay_frames=400,
+        ),
+        network=NetworkConfig(hidden_sizes=(16,)),
+        runner=RunnerConfig(log_every=FRAMES_PER_CHUNK, eval_every=120, checkpoint_every=120, keep_checkpoints=2),
+    )
+
+
+def kill() -> None:
+    """Ends this process as a power cut would: nothing is flushed, nothing is caught."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str, driver):
+    """The driver, and the program around it changed so that it dies at `point`."""
+    from dqn_jax.runner import checkpoint
+    from dqn_jax.runner.records import METRICS, Records
+
+    calls = {"step": 0, "save": 0, "metrics": 0}
+    kind, _, number = point.partition(":")
+
+    def due(what: str) -> bool:
+        calls[what] += 1
+        return calls[what] == int(number)
+
+    def step(state):
+        if due("step"):
+            kill()
+        return driver.step(state)
+
+    def flush(file):
+        # The arrays are flushed first: half of them are on disk.
+        if file.name.endswith(checkpoint.ARRAYS) and due("save"):
+            file.flush()
+            os.truncate(file.name, os.path.getsize(file.name) // 2)
+            kill()
+        return original(file)
+
+    def rename(source, target):
+        if due("save"):
+            kill()
+        return original(source, target)
+
+    def flush_directory(directory):
+        if due("save"):
+            kill()
+        return original(directory)
+
+    def metrics(self, line):
+        if due("metrics"):
+            with open(self.run_dir / METRICS, "a") as file:
+                file.write('{"frames": 3')
+            kill()
+        return original(self, line)
+
+    if kind == "chunk":
+        return driver._replace(step=step)
+    owner, name, deadly = {
+        "torn_arrays": (checkpoint, "_flush", flush),
+        "before_rename": (os, "rename", rename),
+        "after_rename": (checkpoint, "_flush_directory", flush_directory),
+        "torn_line": (Records, "metrics", metrics),
+    }[kind]
+    original = getattr(owner, name)
+    setattr(owner, name, deadly)
+    return driver
+
+
+def main(run_dir: str, point: str | None = None) -> None:
+    config = config_of(Path(run_dir))
+    runtime.setup(config.num_devices)
+    from dqn_jax.distributed.data_parallel import from_config
+    from dqn_jax.runner.loop import run
+
+    driver, evaluate = from_config(config)
+    run(driver if point is None else arm(point, driver), config, evaluate)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

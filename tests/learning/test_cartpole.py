@@ -1,0 +1,40 @@
+"""The main job, shortened to four seeds, ends near CartPole's optimum of 500; a frozen learner does not."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from laws.common import load_experiment
+
+from dqn_jax.distributed.data_parallel import from_config
+
+QUICKSTART = load_experiment("data_parallel").PRESETS["quickstart"]
+
+
+def final_returns(config):
+    """[S] mean greedy returns of the final parameters."""
+    driver, evaluate = from_config(config)
+    state = driver.init()
+    for _ in range((config.total_frames - driver.initial_frames) // driver.frames_per_step):
+        state, _ = driver.step(state)
+    driver.check(state)
+    keys = jax.vmap(jax.random.key)(np.arange(config.num_seeds))
+    return np.asarray(jax.jit(jax.vmap(evaluate))(keys, driver.params(state)).returns).mean(axis=1)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return dataclasses.replace(QUICKSTART, num_devices=2, num_seeds=4)
+
+
+def test_learns(config):
+    returns = final_returns(config)
+    assert returns.mean() >= 475, returns
+    assert np.sum(returns >= 475) >= 3, returns
+
+
+def test_a_frozen_learner_does_not(config):
+    frozen = dataclasses.replace(config.agent, learning_rate=1e-12)
+    returns = final_returns(dataclasses.replace(config, agent=frozen, total_frames=60_000))
+    assert returns.max() < 250, returns

@@ -1,0 +1,112 @@
+"""Environments so small that their Q values are known: a learner that is right reaches them, a frozen one does not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dqn_jax.agent import hyperparams_of, make_agent, repeat
+from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.envs import Environment, TimeStep
+from dqn_jax.networks import make_network
+
+GAMMA = 0.5
+TIME_LIMIT = 5
+SEEDS = jnp.arange(4)
+CONFIG = AgentConfig(
+    num_envs=4,
+    batch_size=32,
+    replay_capacity=1024,
+    learning_starts=64,
+    discount=GAMMA,
+    learning_rate=3e-3,
+    target_period=20,
+    epsilon_end=0.5,
+    epsilon_decay_frames=1000,
+)
+
+
+def probe(name, reward_of, length, truncates=False, observed=True):
+    """Episodes of `length` steps that count the step, one-hot, if `observed`; `reward_of(time, action)` is the reward."""
+    size = length if observed else 1
+
+    def observe(time):
+        return jax.nn.one_hot(time if observed else 0 * time, size)
+
+    def init(key, params):
+        del key, params
+        return jnp.int32(0), observe(jnp.int32(0))
+
+    def step(key, time, action, params):
+        del key, params
+        over = time + 1 >= length
+        after = jnp.where(over, 0, time + 1)
+        last = TimeStep(observe(after), observe(time + 1), reward_of(time, action), over & (not truncates), over & truncates)
+        return after, last
+
+    return Environment(name, init, step, {}, (size,), np.dtype(np.float32), 2, length)
+
+
+ONE_STEP = probe("one-step reward", lambda time, action: jnp.float32(1), length=1)
+TWO_STEP = probe("two-step discount", lambda time, action: (time == 1).astype(jnp.float32), length=2)
+ACTION = probe("action-dependent reward", lambda time, action: 2.0 * action - 1.0, length=1)
+ENDLESS = probe("time limit", lambda time, action: jnp.float32(1), length=TIME_LIMIT, truncates=True, observed=False)
+
+# Q values [observation, action] by hand. The time limit is no end: 1 + gamma + gamma^2 + ... = 2.
+KNOWN = {
+    "one-step": (ONE_STEP, [[1.0, 1.0]]),
+    "two-step": (TWO_STEP, [[GAMMA, GAMMA], [1.0, 1.0]]),
+    "action": (ACTION, [[-1.0, 1.0]]),
+    "time limit": (ENDLESS, [[2.0, 2.0]]),
+}
+VARIANTS = {
+    "dqn": {},
+    "double": {"double_q": True},
+    "huber": {"loss": "huber"},
+    "3-step": {"n_step": 3},
+    "polyak": {"target_period": 1, "target_rate": 0.05},
+    "rmsprop": {"optimizer": "rmsprop", "optimizer_eps": 1e-2},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.05, "max_grad_norm": 10.0},
+    "exponential": {"epsilon_schedule": "exponential"},
+}
+
+
+def learned_q_values(env, config, learning_rate=None, updates=1500):
+    """[S, observations, A] after training every seed at once."""
+    network = make_network(NetworkConfig(hidden_sizes=(32,)), env.obs_shape, env.num_actions)
+    agent = make_agent(env, network, config)
+    numbers = hyperparams_of(config)
+    if learning_rate is not None:
+        numbers = numbers._replace(learner=numbers.learner._replace(learning_rate=jnp.float32(learning_rate)))
+
+    def train(seed):
+        state = agent.warm_up(agent.init(jax.random.key(seed), hyperparams=numbers))
+        state, _ = repeat(agent.step, updates)(state)
+        q_values = lambda obs: network.q_values(network.apply(state.learner.params, obs, jax.random.key(0), False))
+        return jax.vmap(q_values)(jnp.eye(env.obs_shape[0]))
+
+    return np.asarray(jax.jit(jax.vmap(train))(SEEDS))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", KNOWN)
+def test_learns_the_known_values(name, variant):
+    env, expected = KNOWN[name]
+    # From the first time step of a two-step episode an n-step return needs no bootstrapping, so it must be right at once too.
+    learned = learned_q_values(env, dataclasses.replace(CONFIG, **VARIANTS[variant]))
+    np.testing.assert_allclose(learned, np.broadcast_to(expected, learned.shape), atol=0.05)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_frozen_learner_does_not(name):
+    env, expected = KNOWN[name]
+    learned = learned_q_values(env, CONFIG, learning_rate=0.0)
+    assert np.all(np.abs(learned - np.asarray(expected)).max(axis=(1, 2)) > 0.2)
+
+
+def test_a_time_limit_taken_for_a_termination_is_a_smaller_value():
+    # One transition in five does not bootstrap: Q = 1 + gamma * (4/5) * Q, so Q = 1 / (1 - 0.4).
+    learned = learned_q_values(ENDLESS, dataclasses.replace(CONFIG, time_limit="terminal"))
+    np.testing.assert_allclose(learned, np.full(learned.shape, 1 / 0.6), atol=0.1)
