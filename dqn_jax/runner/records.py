@@ -5,15 +5,18 @@
 
 import csv
 import dataclasses
+import datetime
 import importlib.metadata
 import io
 import json
 import math
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dqn_jax.config import InputError
@@ -74,8 +77,7 @@ class Records:
 
     def config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`: the config and the versions that ran it."""
-        versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-        self._write(CONFIG, config | {"versions": versions | {"python": platform.python_version()}})
+        self._write(CONFIG, config | {"versions": _versions()})
 
     def read_config(self) -> dict[str, Any] | None:
         """What `config.json` holds, versions apart; None where there is none.
@@ -131,9 +133,25 @@ def read_returns(run_dir: Path) -> dict[int, dict[int, float]]:
     return returns
 
 
+def provenance() -> dict[str, Any]:
+    """What a committed result must say of itself: command, date, hardware and versions."""
+    device = jax.local_devices()[0]
+    return {
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "device": f"{device.platform} {device.device_kind}",
+        "cores": os.cpu_count(),
+        "versions": _versions(),
+    }
+
+
 def config_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as nested dicts of JSON values, as it reads back from a file."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in _PACKAGES} | {"python": platform.python_version()}
 
 
 def jsonable(value: Any) -> Any:

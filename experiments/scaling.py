@@ -1,0 +1,173 @@
+"""Does data-parallel training learn faster, and at what cost? CartPole on 1, 2 and 4 devices.
+
+    python experiments/scaling.py           # trains every arm, then draws
+    python experiments/scaling.py --draw    # draws again from the committed rows
+
+Once with the global batch fixed (more devices share the same work) and once with the batch, environments and replay of each
+device fixed (more devices do more work an update), the latter with the learning rate times 1, sqrt(D) and D.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import tyro
+
+from dqn_jax import runtime
+from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.runner.command_line import exit_code_of
+
+BASE = AgentConfig(
+    batch_size=128,
+    replay_capacity=20_000,
+    learning_starts=10_000,
+    learning_rate=2.5e-4,
+    target_period=20,
+    epsilon_end=0.01,
+    epsilon_decay_frames=100_000,
+)
+NETWORK = NetworkConfig(hidden_sizes=(120, 84))
+SEEDS = range(8)
+THRESHOLD = 475.0
+MAX_UPDATES = 31_250
+UPDATES_PER_CHUNK = 625
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = ("arm", "devices", "learning_rate", "seed", "reached", "frames", "updates", "seconds", "updates_per_second")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One line of the comparison."""
+
+    name: str
+    devices: int
+    config: AgentConfig
+
+
+def arms() -> list[Arm]:
+    """Every arm, the one on a single device first."""
+    result = [Arm("one device", 1, BASE)]
+    result += [Arm("global batch fixed", devices, BASE) for devices in (2, 4)]
+    for devices in (2, 4):
+        wider = {
+            name: getattr(BASE, name) * devices for name in ("num_envs", "batch_size", "replay_capacity", "learning_starts")
+        }
+        # Epsilon falls over the same number of updates.
+        wider["epsilon_decay_frames"] = BASE.epsilon_decay_frames * devices
+        for label, factor in (("x 1", 1.0), ("x sqrt D", math.sqrt(devices)), ("x D", float(devices))):
+            config = dataclasses.replace(BASE, learning_rate=BASE.learning_rate * factor, **wider)
+            result.append(Arm(f"batch a device fixed, rate {label}", devices, config))
+    return result
+
+
+def main() -> None:
+    """Trains unless told only to draw."""
+
+    def options(draw: bool = False) -> bool:
+        return draw
+
+    if not tyro.cli(options, description=(__doc__ or "").split("\n")[0]):
+        runtime.setup(4)
+        rows = [row for arm in arms() for row in train(arm)]
+        write(rows)
+    draw()
+
+
+def train(arm: Arm) -> list[dict]:
+    """Trains an arm until every seed has once reached the threshold, or has had its updates. One row a seed."""
+    import jax
+    import numpy as np
+
+    from dqn_jax.distributed.data_parallel import make_data_parallel
+    from dqn_jax.envs import make_env
+    from dqn_jax.evaluation import make_evaluate
+    from dqn_jax.mapping import local_devices
+    from dqn_jax.networks import make_network
+
+    env = make_env("CartPole-v1")
+    network = make_network(NETWORK, env.obs_shape, env.num_actions)
+    driver = make_data_parallel(
+        env, network, arm.config, seeds=SEEDS, devices=local_devices(arm.devices), steps_per_chunk=UPDATES_PER_CHUNK
+    )
+    evaluate = jax.jit(jax.vmap(make_evaluate(env, network, 32)))
+    state = driver.init()
+    chunk_of: dict[int, int] = {}
+    seconds = []
+    for chunk in range(1, MAX_UPDATES // UPDATES_PER_CHUNK + 1):
+        began = time.perf_counter()
+        state, _ = driver.step(state)
+        seconds.append(time.perf_counter() - began)
+        keys = jax.vmap(jax.random.key)(np.arange(len(SEEDS)) + 1_000_000 * chunk)
+        returns = np.asarray(evaluate(keys, driver.params(state)).returns).mean(axis=1)
+        for seed, value in zip(SEEDS, returns, strict=True):
+            if value >= THRESHOLD:
+                chunk_of.setdefault(seed, chunk)
+        if len(chunk_of) == len(SEEDS):
+            break
+    # The first chunk compiles, so a chunk's time is the median of the others'.
+    chunk_seconds = float(np.median(seconds[1:]))
+    print(f"{arm.name}, {arm.devices} device(s): {len(chunk_of)} of {len(SEEDS)} seeds reached {THRESHOLD:.0f}", flush=True)
+
+    def row(seed: int) -> dict:
+        chunks = chunk_of.get(seed, len(seconds))
+        return {
+            "arm": arm.name,
+            "devices": arm.devices,
+            "learning_rate": arm.config.learning_rate,
+            "seed": seed,
+            "reached": seed in chunk_of,
+            "frames": driver.initial_frames + chunks * driver.frames_per_step,
+            "updates": chunks * UPDATES_PER_CHUNK,
+            "seconds": chunks * chunk_seconds,
+            "updates_per_second": UPDATES_PER_CHUNK / chunk_seconds,
+        }
+
+    return [row(seed) for seed in SEEDS]
+
+
+def write(rows: list[dict]) -> None:
+    """Writes the rows and where they come from."""
+    from dqn_jax.runner.records import provenance
+
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / "scaling.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (RESULTS / "scaling.json").write_text(json.dumps(provenance(), indent=2) + "\n")
+
+
+def draw() -> None:
+    """Draws frames, updates and seconds to the threshold from the rows: a dot a seed, hollow where it was not reached."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    with open(RESULTS / "scaling.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = list(dict.fromkeys((row["arm"], row["devices"]) for row in rows))
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (column, unit) in zip(
+        panels, (("frames", "1000 frames"), ("updates", "1000 updates"), ("seconds", "s")), strict=True
+    ):
+        scale = 1 if column == "seconds" else 1000
+        for height, label in enumerate(labels):
+            mine = [row for row in rows if (row["arm"], row["devices"]) == label]
+            values = np.array([float(row[column]) for row in mine]) / scale
+            reached = np.array([row["reached"] == "True" for row in mine])
+            axes.plot(values[reached], np.full(reached.sum(), height), "o", color="tab:blue", alpha=0.5)
+            axes.plot(values[~reached], np.full((~reached).sum(), height), "o", markerfacecolor="none", color="tab:red")
+            axes.plot(np.median(values), height, "|", color="black", markersize=18)
+        axes.set(xlabel=f"{column} to a greedy return of {THRESHOLD:.0f} ({unit})", xlim=(0, None))
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(labels)), [f"{arm}, D = {devices}" for arm, devices in labels])
+    panels[0].invert_yaxis()
+    figure.savefig(RESULTS / "scaling.png", dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
