@@ -71,11 +71,6 @@ def hyperparams_of(config: AgentConfig) -> Hyperparams:
     )
 
 
-def warm_up_acts(config: AgentConfig) -> int:
-    """Environment steps after which `learning_starts` frames are stored; the first n - 1 store nothing."""
-    return -(-config.learning_starts // config.num_envs) + config.n_step - 1
-
-
 def make_agent(
     env: Environment, network: Network, config: AgentConfig, axis_name: str | None = None, num_shards: int = 1
 ) -> Agent:
@@ -130,7 +125,7 @@ def make_agent(
         return state, act_info | learn_info
 
     def warm_up(state: AgentState) -> AgentState:
-        return repeat(act, warm_up_acts(config))(state)[0]
+        return repeat(act, config.warm_up_acts)(state)[0]
 
     return Agent(init, act, learn, step, warm_up)
 

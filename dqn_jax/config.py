@@ -4,12 +4,13 @@ Not here: anything that needs jax or gymnax (device counts, environments), which
 """
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 MAX_COUNT = 2**31 - 1
 """Largest count an int32 device counter can hold."""
+_MAX_NUMBER = 3.4e38
+"""About the largest finite float32, which numbers become on the device."""
 
 
 class InputError(ValueError):
@@ -25,24 +26,43 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _choices(section: str, config: Any) -> None:
+    """Fields of type bool or Literal have one of their values."""
+    for name, kind in get_type_hints(type(config)).items():
+        options = get_args(kind) if get_origin(kind) is Literal else (True, False) if kind is bool else None
+        value = getattr(config, name)
+        if options is not None:
+            words = ", ".join(map(repr, options))
+            _require(
+                any(value is option or value == option for option in options),
+                f"{section}{name} is {value!r}: give one of {words}",
+            )
+
+
 def _whole(section: str, config: Any, *names: str, least: int = 1) -> None:
     """Each named field is a whole number from `least` to what an int32 counter can hold."""
     for name in names:
         value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
         _require(
-            whole and least <= value <= MAX_COUNT,
+            _is_whole(value) and least <= value <= MAX_COUNT,
             f"{section}{name} is {value}: give a whole number from {least} to {MAX_COUNT} (device counters are 32-bit)",
         )
 
 
-def _number(section: str, config: Any, *names: str, low: float = 0.0, high: float = math.inf, open_low: bool = False) -> None:
+def _number(
+    section: str, config: Any, *names: str, low: float = 0.0, high: float = _MAX_NUMBER, open_low: bool = False
+) -> None:
     """Each named field is a finite number in [low, high], or in (low, high] when `open_low`."""
     for name in names:
         value = getattr(config, name)
-        inside = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        inside = real and low <= value <= high
         bound = f"above {low:g}" if open_low else f"of at least {low:g}"
-        limit = "" if math.isinf(high) else f" and at most {high:g}"
+        limit = "" if high == _MAX_NUMBER else f" and at most {high:g}"
         _require(inside and not (open_low and value == low), f"{section}{name} is {value}: give a finite number {bound}{limit}")
 
 
@@ -58,10 +78,12 @@ class NetworkConfig:
     """Output channels of the 3x3 convolution."""
 
     def __post_init__(self) -> None:
+        sizes = self.hidden_sizes
         _require(
-            len(self.hidden_sizes) > 0 and all(isinstance(size, int) and size > 0 for size in self.hidden_sizes),
-            f"network.hidden_sizes is {self.hidden_sizes}: give at least one width, each a positive whole number",
+            isinstance(sizes, tuple) and len(sizes) > 0 and all(_is_whole(size) and size > 0 for size in sizes),
+            f"network.hidden_sizes is {sizes}: give a tuple of at least one width, each a positive whole number",
         )
+        _choices("network.", self)
         _whole("network.", self, "channels")
 
 
@@ -122,6 +144,7 @@ class AgentConfig:
     """Frames over which epsilon falls."""
 
     def __post_init__(self) -> None:
+        _choices("agent.", self)
         counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity", "learning_starts")
         _whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
         _number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
@@ -150,9 +173,15 @@ class AgentConfig:
             "an exponential schedule needs both above 0, a linear one does not",
         )
 
+    @property
+    def warm_up_acts(self) -> int:
+        """Environment steps after which `learning_starts` frames are stored; the first n - 1 store nothing."""
+        return -(-self.learning_starts // self.num_envs) + self.n_step - 1
+
     def check_shards(self, num_shards: int) -> None:
         """Raises InputError unless the sizes divide evenly over `num_shards` devices."""
-        for name in ("num_envs", "batch_size", "replay_capacity"):
+        # The replay divides where the environments do, of which it is a multiple.
+        for name in ("num_envs", "batch_size"):
             value = getattr(self, name)
             _require(
                 value % num_shards == 0,
@@ -207,6 +236,8 @@ class ExperimentConfig:
     runner: RunnerConfig = dataclasses.field(default_factory=RunnerConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "run_dir", Path(self.run_dir))
+        _choices("", self)
         _whole("", self, "num_seeds", "total_frames")
         _whole("", self, "seed", least=0)
         _whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))
@@ -214,9 +245,18 @@ class ExperimentConfig:
             self.seed + self.num_seeds <= MAX_COUNT,
             f"seed is {self.seed}, and the last of {self.num_seeds} seeds would pass {MAX_COUNT}: start lower",
         )
-        # Device counters run in whole chunks, so the last one may go this far past the budget.
-        overshoot = self.agent.learning_starts + 2 * (self.runner.log_every + self.agent.num_envs * self.agent.acts_per_step)
+        agent = self.agent
+        warm_up = agent.warm_up_acts * agent.num_envs
         _require(
-            self.total_frames + overshoot <= MAX_COUNT,
-            f"total_frames is {self.total_frames}, and device counters would wrap at {MAX_COUNT}: train for fewer frames",
+            self.total_frames > warm_up,
+            f"total_frames is {self.total_frames}, and gathering experience alone takes {warm_up}: "
+            "train for longer or lower agent.learning_starts",
+        )
+        # Training ends with a whole chunk, so the last one may go this far past the budget.
+        frames_per_step = agent.num_envs * agent.acts_per_step
+        frames = self.total_frames + self.runner.log_every + frames_per_step
+        _require(
+            max(frames, frames // frames_per_step * agent.updates_per_step) <= MAX_COUNT,
+            f"total_frames is {self.total_frames}, and device counters would wrap at {MAX_COUNT} frames or updates: "
+            "train for fewer frames",
         )

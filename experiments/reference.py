@@ -64,14 +64,14 @@ def train():
     import jax
     import numpy as np
 
-    from dqn_jax.agent import make_agent, warm_up_acts
+    from dqn_jax.agent import make_agent
     from dqn_jax.envs import make_env
     from dqn_jax.mapping import local_devices, over, place
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
     agent = make_agent(env, make_network(NETWORK, env.obs_shape, env.num_actions), CONFIG)
-    steps = (TOTAL_FRAMES - warm_up_acts(CONFIG)) // CONFIG.acts_per_step
+    steps = (TOTAL_FRAMES - CONFIG.warm_up_acts) // CONFIG.acts_per_step
 
     def step(state, _):
         state, info = agent.step(state)

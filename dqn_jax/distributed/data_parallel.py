@@ -14,7 +14,7 @@ import chex
 import jax
 import numpy as np
 
-from dqn_jax.agent import AgentState, make_agent, make_chunk, reduce_info, warm_up_acts
+from dqn_jax.agent import AgentState, make_agent, make_chunk, reduce_info
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, TrainingError
 from dqn_jax.envs import Environment, make_env
 from dqn_jax.evaluation import Evaluation, make_evaluate
@@ -96,13 +96,12 @@ def make_data_parallel(
         if not seeds_over_devices:
             check_replicas((state.learner.params, state.learner.target_params, state.learner.opt_state))
 
-    acts = warm_up_acts(config)
     return Driver(
         init=init,
         step=step,
         params=params,
         check=check,
-        initial_frames=acts * config.num_envs,
+        initial_frames=config.warm_up_acts * config.num_envs,
         frames_per_step=steps_per_chunk * config.acts_per_step * config.num_envs,
         updates_per_step=steps_per_chunk * config.updates_per_step,
         devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),

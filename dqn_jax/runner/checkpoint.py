@@ -8,6 +8,7 @@ Not here: when to save.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -44,14 +45,13 @@ class Checkpoint:
         """The saved state, each leaf placed as the template's is.
 
         Raises:
-          DamagedCheckpoint: if the template has other leaves, shapes or dtypes.
+          InputError: if the template has other leaves, shapes or dtypes.
         """
         expected = [_describe(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(template)]
-        for saved, wanted in zip(self.leaves, expected, strict=False):
-            if saved != wanted:
-                raise DamagedCheckpoint(f"{self.path.name} holds {saved}, where this program has {wanted}")
-        if len(self.leaves) != len(expected):
-            raise DamagedCheckpoint(f"{self.path.name} holds {len(self.leaves)} arrays, where this program has {len(expected)}")
+        if self.leaves != expected:
+            pairs = itertools.zip_longest(self.leaves, expected)
+            saved, wanted = next((_words(saved), _words(wanted)) for saved, wanted in pairs if saved != wanted)
+            raise InputError(f"{self.path} has {saved} where this program has {wanted}: resume with the version that wrote it")
         with np.load(self.path / ARRAYS) as arrays:
             values = [arrays[f"arr_{index}"] for index in range(len(expected))]
         leaves, structure = jax.tree.flatten(template)
@@ -72,14 +72,15 @@ def save(
       keep: checkpoints kept.
 
     Returns:
-      The checkpoint's path.
+      The checkpoint's path. One that is there already, and whole, is left as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{frames:012d}"
+    if _is_valid(final):
+        return final
+    for leftover in directory.glob(".writing_*"):
+        shutil.rmtree(leftover)
     aside = directory / f".writing_{final.name}"
-    for leftover in (aside, final):
-        # `final` is there only when a resumed run passes a damaged checkpoint again.
-        shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir()
     with_paths = jax.tree_util.tree_leaves_with_path(state)
     with open(aside / ARRAYS, "wb") as file:
@@ -94,9 +95,12 @@ def save(
     with open(aside / MANIFEST, "w") as file:
         json.dump({"sha256": _sha256(json.dumps(body).encode()), "body": body}, file)
         _flush(file)
+    # There is something to remove only when a resumed run passes a damaged checkpoint again.
+    shutil.rmtree(final, ignore_errors=True)
     os.rename(aside, final)
     _flush_directory(directory)
-    for old in _numbered(directory)[:-keep]:
+    # Later ones are damaged, or the run would have gone on from them: they must not crowd out good ones.
+    for old in [path for path in _numbered(directory) if path <= final][:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -141,6 +145,14 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, body["progress"], body["config"], body["leaves"])
 
 
+def _is_valid(path: Path) -> bool:
+    try:
+        read(path)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
 def check_same_config(saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Raises InputError, field by field, where two configs (nested dicts) differ in what would change the run."""
     before, now = _flatten(saved), _flatten(current)
@@ -161,6 +173,10 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _describe(path: Any, leaf: jax.Array) -> dict[str, Any]:
     return {"name": jax.tree_util.keystr(path), "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _words(leaf: dict[str, Any] | None) -> str:
+    return "{name} {dtype} {shape}".format(**leaf) if leaf else "nothing"
 
 
 def _to_host(leaf: jax.Array) -> np.ndarray:

@@ -22,7 +22,7 @@ from dqn_jax.evaluation import Evaluation
 from dqn_jax.runner import checkpoint
 from dqn_jax.runner.plots import save_learning_curve
 from dqn_jax.runner.progress import Display
-from dqn_jax.runner.records import Records, config_dict
+from dqn_jax.runner.records import CHECKPOINTS, Records, config_dict, jsonable
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
 from dqn_jax.types import Driver, Info
@@ -72,16 +72,19 @@ class _Run:
 
     def __init__(self, driver: Driver, config: ExperimentConfig, evaluate: Callable) -> None:
         self.driver, self.config, self.run_dir = driver, config, config.run_dir
-        self.config_dict = config_dict(config)
+        # The number of devices that None stood for: the state is divided over them.
+        self.config_dict = config_dict(config) | {"num_devices": len(driver.devices)}
+        self.checkpoints = self.run_dir / CHECKPOINTS
         self.seeds = np.arange(config.seed, config.seed + config.num_seeds)
         self.evaluate = jax.jit(jax.vmap(evaluate))
         self.complaints: list[str] = []
         self.records = Records(self.run_dir, config.resume)
         self.found = self._find_checkpoint() if config.resume else None
+        self.last_saved = self.found.path if self.found else None
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from. Refuses before anything on disk is changed."""
-        found, self.complaints = checkpoint.newest_valid(self.run_dir / "checkpoints")
+        found, self.complaints = checkpoint.newest_valid(self.checkpoints)
         if found is not None:
             checkpoint.check_same_config(found.config, self.config_dict)
         elif (written := self.records.read_config()) is not None:
@@ -197,27 +200,25 @@ class _Run:
     def _refuse_non_finite(self, finite: np.ndarray) -> None:
         if finite.all():
             return
-        saved, _ = checkpoint.newest_valid(self.run_dir / "checkpoints")
-        kept = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint had been saved yet"
+        kept = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint had been saved yet"
         raise TrainingError(
             f"seed(s) {self.seeds[~finite].tolist()}: a loss or parameter is not finite after {self.progress.frames} frames; "
             f"{kept}; lower agent.learning_rate or set agent.max_grad_norm"
         )
 
     def _save(self, state: Any) -> Path:
+        self.driver.check(state)
         self.progress.wall_seconds = self._elapsed()
         progress = dataclasses.asdict(self.progress) | {"sizes": self.records.sizes()}
-        directory = self.run_dir / "checkpoints"
-        return checkpoint.save(
-            directory, state, self.progress.frames, progress, self.config_dict, self.config.runner.keep_checkpoints
-        )
+        keep = self.config.runner.keep_checkpoints
+        self.last_saved = checkpoint.save(self.checkpoints, state, self.progress.frames, progress, self.config_dict, keep)
+        return self.last_saved
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.started
 
     def _finish(self, state: Any) -> dict[str, Any]:
-        """Checks the state, plays the final parameters, writes the summary and the plot."""
-        self.driver.check(state)
+        """Plays the final parameters, writes the summary and the plot."""
         result = self._play(state)
         returns = np.asarray(result.returns).mean(axis=1)
         if not _crossed(
@@ -226,7 +227,7 @@ class _Run:
             self._write_returns(returns)
         low, high = bootstrap_ci95(returns)
         progress = self.progress
-        summary = {
+        summary: dict[str, Any] = {
             "final_return_mean": returns.mean(),
             "final_return_iqm": interquartile_mean(returns),
             "final_return_ci95": [low, high],
@@ -241,6 +242,7 @@ class _Run:
             "wall_seconds": self._elapsed(),
             "devices": list(self.driver.devices),
         }
+        summary = jsonable(summary)
         self.records.summary(summary)
         save_learning_curve(self.run_dir)
         return summary

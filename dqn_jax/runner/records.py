@@ -25,6 +25,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RETURNS = "returns.csv"
 SUMMARY = "summary.json"
+CHECKPOINTS = "checkpoints"
 RETURNS_COLUMNS = ("seed", "client", "env_params", "frames", "updates", "return")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy")
 
@@ -43,9 +44,12 @@ class Records:
           InputError: if it cannot be written, or holds a run and `resume` is false. Nothing in it is changed then.
         """
         self.run_dir = run_dir
-        if (run_dir / CONFIG).exists() and not resume:
-            raise InputError(f"run_dir {run_dir} already holds a run: add --resume to continue it, or name another directory")
         try:
+            taken = any((run_dir / name).exists() for name in (CONFIG, CHECKPOINTS))
+            if taken and not resume:
+                raise InputError(
+                    f"run_dir {run_dir} already holds a run: add --resume to continue it, or name another directory"
+                )
             run_dir.mkdir(parents=True, exist_ok=True)
             with open(run_dir / METRICS, "a"), open(run_dir / RETURNS, "a"):
                 pass
@@ -68,12 +72,11 @@ class Records:
           InputError: if a file is shorter than it was.
         """
         for name, present in self.sizes().items():
-            size = sizes.get(name, 0)
-            if present < size:
-                raise InputError(
-                    f"{self.run_dir / name} has {present} bytes, and the checkpoint was saved at {size}: restore the file"
-                )
-            os.truncate(self.run_dir / name, size)
+            if present < (size := sizes.get(name, 0)):
+                path = self.run_dir / name
+                raise InputError(f"{path} has {present} bytes, and the checkpoint was saved at {size}: restore the file")
+        for name in (METRICS, RETURNS):
+            os.truncate(self.run_dir / name, sizes.get(name, 0))
 
     def config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`: the config and the versions that ran it."""
@@ -110,8 +113,8 @@ class Records:
             file.write(text.getvalue())
 
     def summary(self, summary: dict[str, Any]) -> None:
-        """Writes `summary.json`."""
-        self._write(SUMMARY, jsonable(summary))
+        """Writes `summary.json`, JSON values only."""
+        self._write(SUMMARY, summary)
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         aside = self.run_dir / f".{name}"

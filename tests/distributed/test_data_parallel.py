@@ -1,0 +1,119 @@
+"""The data-parallel driver counts, divides and orders as it says, and compiles once."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from laws.common import ENV, NETWORK, STEADY, assert_bitwise, assert_close
+
+from dqn_jax.agent import make_agent
+from dqn_jax.config import ExperimentConfig, InputError, NetworkConfig, RunnerConfig
+from dqn_jax.distributed.data_parallel import from_config, make_data_parallel
+
+DEVICES = jax.local_devices()
+
+
+def driver(num_devices=2, seeds=(3, 4), env=ENV, config=STEADY, **options):
+    return make_data_parallel(env, NETWORK, config, seeds=seeds, devices=DEVICES[:num_devices], steps_per_chunk=5, **options)
+
+
+def test_counts_are_those_of_one_seed():
+    config = dataclasses.replace(STEADY, acts_per_step=3, updates_per_step=2)
+    parallel = driver(config=config)
+    state, info = parallel.step(parallel.init())
+    # 64 frames of 8 environments are 8 acts, and the first transition of two steps takes one more.
+    assert parallel.initial_frames == 9 * 8
+    assert parallel.frames_per_step == 5 * 3 * 8
+    assert parallel.updates_per_step == 5 * 2
+    np.testing.assert_array_equal(state.actor.clock.count, [9 + 15] * 2)
+    np.testing.assert_array_equal(state.learner.updates.count, [10] * 2)
+    # Each of the two replays has half of everything but the first act.
+    np.testing.assert_array_equal(state.replay.added.count, [(9 + 15 - 1) * 4] * 2)
+    assert all(values.shape == (2,) for values in info.values())
+
+
+def test_shards_act_in_the_environments_of_one_agent():
+    """Environment e of the whole agent starts alike however many devices share the environments."""
+    alone = make_agent(ENV, NETWORK, STEADY).init(jax.random.key(3)).actor.streams
+    halves = driver(seeds=(3,)).init().actor.streams[:, 0].reshape(-1)
+    assert_bitwise(halves, alone)
+
+
+def test_devices_sum_counts_and_average_the_rest():
+    parallel = driver()
+    before = parallel.init()
+    # Both devices' ends of episodes are counted: a full batch of 8 environments, not the 4 of one device.
+    _, info = parallel.step(before)
+    ends = info["terminated"] + info["truncated"]
+    np.testing.assert_array_equal(info["episodes"], ends)
+    assert info["episodes"].dtype.kind == "i"
+    np.testing.assert_array_equal(info["epsilon"], [1.0, 1.0])
+    assert info["finite"].all()
+
+
+@pytest.mark.parametrize("seeds_over_devices", [False, True])
+def test_params_are_in_the_order_of_the_seeds(seeds_over_devices):
+    seeds = (9, 3, 7, 5)
+    parallel = driver(seeds=seeds, seeds_over_devices=seeds_over_devices)
+    params = parallel.params(parallel.init())
+    for row, seed in enumerate(seeds):
+        alone = make_agent(ENV, NETWORK, STEADY).init(jax.random.key(seed)).learner.params
+        assert_close(jax.tree.map(lambda x, row=row: x[row], params), alone)
+
+
+def test_seeds_over_devices_does_not_average():
+    parallel = driver(num_devices=2, seeds=(3, 4), seeds_over_devices=True)
+    state, info = parallel.step(parallel.init())
+    kernels = np.asarray(state.learner.params["head"]["kernel"])
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert info["loss"].shape == (2,)
+    parallel.check(state)
+
+
+def test_the_chunk_is_traced_once():
+    traces = []
+
+    def counting_step(*args):
+        traces.append(1)
+        return ENV.step(*args)
+
+    parallel = driver(env=ENV._replace(step=counting_step))
+    state = parallel.init()
+    state, _ = parallel.step(state)
+    after_first = len(traces)
+    for _ in range(2):
+        state, _ = parallel.step(state)
+    assert len(traces) == after_first > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_devices": 3, "seeds": (1, 2, 3)}, "agent.num_envs is 8.*3 devices"),
+        ({"num_devices": 2, "seeds": (1, 2, 3), "seeds_over_devices": True}, "num_seeds is 3.*2 devices"),
+        ({"num_devices": 4, "config": dataclasses.replace(STEADY, batch_size=30)}, "agent.batch_size is 30.*4 devices"),
+    ],
+)
+def test_what_does_not_divide_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        driver(**options)
+
+
+def test_a_config_becomes_its_driver():
+    config = ExperimentConfig(
+        num_devices=2,
+        num_seeds=3,
+        agent=STEADY,
+        network=NetworkConfig(hidden_sizes=(8,)),
+        runner=RunnerConfig(log_every=100),
+    )
+    parallel, evaluate = from_config(config)
+    # 100 frames are 12 whole steps of 8 environments.
+    assert parallel.frames_per_step == 96
+    params = parallel.params(parallel.init())
+    assert params["trunk"]["Dense_0"]["kernel"].shape == (3, 4, 8)
+    first = jax.tree.map(lambda x: x[0], params)
+    assert jax.eval_shape(evaluate, jax.random.key(0), first).returns.shape == (32,)
+    with pytest.raises(InputError, match="num_devices is 5"):
+        from_config(dataclasses.replace(config, num_devices=5))

@@ -1,0 +1,256 @@
+"""Proves that a checkpoint comes back bit for bit, or is refused in a short sentence and the one before it is used."""
+
+import json
+import os
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dqn_jax.config import ExperimentConfig, InputError
+from dqn_jax.mapping import over, place
+from dqn_jax.runner import checkpoint
+from dqn_jax.runner.checkpoint import ARRAYS, MANIFEST, DamagedCheckpoint, newest_valid, read, save
+from dqn_jax.runner.records import config_dict
+
+DEVICES = jax.local_devices()
+
+
+def small_state(value: float = 0.5) -> dict:
+    return {"x": jnp.full(3, float(value)), "key": jax.random.key(7)}
+
+
+def save_at(directory, *steps: int, keep: int = 10) -> list:
+    """A checkpoint at each number of frames, its value that number."""
+    return [save(directory, small_state(step), step, {"frames": step}, {"env": "E"}, keep) for step in steps]
+
+
+def bits(tree) -> list[tuple[str, tuple, bytes]]:
+    leaves = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(tree)]
+    return [(str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes()) for leaf in leaves]
+
+
+def flip(path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_tree_comes_back_bit_for_bit_where_it_was(tmp_path):
+    floats = np.array([0.1, -0.0, np.inf, np.nan, 1e-45, np.float32(1) + np.finfo(np.float32).eps], np.float32)
+    rows = np.arange(4, dtype=np.float32)
+    state = {
+        "float32": jnp.asarray(floats),
+        "int32": jnp.array([[2**31 - 1], [-(2**31)]], jnp.int32),
+        "uint8": jnp.arange(256, dtype=jnp.uint8),
+        "bool": jnp.array([True, False, True]),
+        "empty": jnp.zeros((0, 5)),
+        "scalar": jnp.float32(3.14),
+        "keys": jax.random.split(jax.random.key(3), 4),
+        "rbg": jax.random.key(1, impl="rbg"),
+        "elsewhere": jax.device_put(jnp.ones(2), DEVICES[3]),
+        "rows": over(jnp.sin, "i", DEVICES)(place(rows, DEVICES)),
+        "pair": over(lambda x: (x, x > 0), "i", DEVICES[2:])(place(rows[:2], DEVICES[2:])),
+        "row_keys": over(jax.random.split, "i", DEVICES)(place(jax.random.split(jax.random.key(5), 4), DEVICES)),
+    }
+    path = save(tmp_path, state, 20, {"frames": 20, "sizes": {"a": 1}}, {"env": "E", "agent": {"n_step": 1}}, keep=1)
+    found, complaints = newest_valid(tmp_path)
+    assert path == found.path == tmp_path / "step_000000000020"
+    assert complaints == []
+    assert found.progress == {"frames": 20, "sizes": {"a": 1}}
+    assert found.config == {"env": "E", "agent": {"n_step": 1}}
+
+    template = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.zeros_like(x), state)
+    template = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), template, state)
+    restored = found.restore(template)
+    assert bits(restored) == bits(state) != bits(template)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for after, before in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert after.dtype == before.dtype
+        assert after.sharding == before.sharding
+    draws = [jax.random.normal(tree["keys"][2], (3,)) for tree in (restored, state)]
+    chex.assert_trees_all_equal(*draws)
+
+
+def test_a_restored_state_goes_on_as_the_saved_one(tmp_path):
+    """Sharded leaves, keys among them, go straight into the program that made them."""
+    step = over(lambda key, x: (jax.random.fold_in(key, 1), x + jax.random.normal(key, x.shape)), "i", DEVICES[:2], donate=True)
+    start = place((jax.random.split(jax.random.key(0), 2), np.zeros((2, 3), np.float32)), DEVICES[:2])
+    state = step(*start)
+    save(tmp_path, state, 1, {}, {}, keep=1)
+    restored = newest_valid(tmp_path)[0].restore(state)
+    assert bits(step(*restored)) == bits(step(*state))
+    assert restored[0].is_deleted()
+
+
+def test_the_newest_are_kept(tmp_path):
+    save_at(tmp_path, 5, 10, 900, 1000, keep=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:012d}" for step in (10, 900, 1000)]
+    assert newest_valid(tmp_path)[0].progress == {"frames": 1000}
+
+
+def test_no_checkpoint_is_no_complaint(tmp_path):
+    assert newest_valid(tmp_path) == (None, [])
+    assert newest_valid(tmp_path / "not there") == (None, [])
+
+
+@pytest.mark.parametrize("at", ["savez", "fsync", "dump", "rename"])
+def test_a_save_that_dies_leaves_the_one_before(tmp_path, monkeypatch, at):
+    save_at(tmp_path, 10)
+
+    def die(*_, **__):
+        raise OSError("disk full")
+
+    module = {"savez": np, "fsync": os, "dump": json, "rename": os}[at]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, at, die)
+        with pytest.raises(OSError, match="disk full"):
+            save_at(tmp_path, 20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing_step_000000000020", "step_000000000010"]
+    found, complaints = newest_valid(tmp_path)
+    assert (found.progress, complaints) == ({"frames": 10}, [])
+    # The run comes by again: what was left is cleaned away and does not leak into the new one.
+    (tmp_path / ".writing_step_000000000020" / "stale").touch()
+    save_at(tmp_path, 20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000000010", "step_000000000020"]
+    assert sorted(path.name for path in (tmp_path / "step_000000000020").iterdir()) == [ARRAYS, MANIFEST]
+    assert newest_valid(tmp_path)[0].progress == {"frames": 20}
+
+
+def test_nothing_is_renamed_before_it_is_on_disk(tmp_path, monkeypatch):
+    """Arrays and manifest are flushed, then renamed, then the rename is flushed."""
+    log = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (log.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (log.append("rename"), rename(a, b)))
+    save_at(tmp_path, 10)
+    assert log == [ARRAYS, MANIFEST, "rename", tmp_path.name]
+
+
+@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
+def test_every_byte_counts(tmp_path, name):
+    """One flipped bit anywhere in either file is found, and told in a line."""
+    (path,) = save_at(tmp_path, 20)
+    whole = (path / name).read_bytes()
+    read(path)
+    for position in range(len(whole)):
+        flip(path / name, position)
+        with pytest.raises(DamagedCheckpoint) as damage:
+            read(path)
+        message = str(damage.value)
+        assert "step_000000000020 is damaged" in message, position
+        assert name in message
+        assert len(message) < 200
+        assert "\n" not in message
+        (path / name).write_bytes(whole)
+    read(path)
+
+
+DAMAGE = {
+    "bit in arrays": lambda path: flip(path / ARRAYS, 300),
+    "bit in manifest": lambda path: flip(path / MANIFEST, -40),
+    "arrays cut": lambda path: os.truncate(path / ARRAYS, (path / ARRAYS).stat().st_size // 2),
+    "arrays empty": lambda path: os.truncate(path / ARRAYS, 0),
+    "manifest cut": lambda path: os.truncate(path / MANIFEST, (path / MANIFEST).stat().st_size - 1),
+    "manifest empty": lambda path: os.truncate(path / MANIFEST, 0),
+    "manifest not a dict": lambda path: (path / MANIFEST).write_text("[1]"),
+    "manifest not text": lambda path: (path / MANIFEST).write_bytes(b"\xff\xfe\x00"),
+    "arrays longer": lambda path: (path / ARRAYS).write_bytes((path / ARRAYS).read_bytes() + b"\0"),
+    "no arrays": lambda path: (path / ARRAYS).unlink(),
+    "no manifest": lambda path: (path / MANIFEST).unlink(),
+    "empty directory": lambda path: [file.unlink() for file in path.iterdir()],
+    "a file": lambda path: (shutil.rmtree(path), path.touch()),
+    "arrays of another": lambda path: shutil.copy(path.parent / "step_000000000010" / ARRAYS, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_one_is_named_and_the_one_before_used(tmp_path, damage):
+    paths = save_at(tmp_path, 10, 20)
+    damage(paths[1])
+    found, complaints = newest_valid(tmp_path)
+    assert found.progress == {"frames": 10}
+    assert bits(found.restore(small_state())) == bits(small_state(10))
+    assert len(complaints) == 1
+    assert complaints[0].startswith("step_000000000020 is damaged (")
+    assert len(complaints[0]) < 200
+    assert "\n" not in complaints[0]
+
+
+def test_only_damaged_ones_are_refused_all_named(tmp_path):
+    paths = save_at(tmp_path, 10, 20, 30)
+    for path, damage in zip(paths, list(DAMAGE.values())[2:5], strict=True):
+        damage(path)
+    with pytest.raises(InputError, match="can be used") as refused:
+        newest_valid(tmp_path)
+    assert [path.name for path in paths if path.name not in str(refused.value)] == []
+    assert str(tmp_path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"x": jnp.zeros(4), "key": jax.random.key(0)}, ("['x']", "[3]", "[4]")),
+        ({"x": jnp.zeros(3, jnp.int32), "key": jax.random.key(0)}, ("['x']", "float32", "int32")),
+        ({"y": jnp.zeros(3), "key": jax.random.key(0)}, ("['x']", "['y']")),
+        ({"x": jnp.zeros(3), "key": jax.random.key(0, impl="rbg")}, ("['key']", "rbg")),
+        ({"x": jnp.zeros(3), "key": jax.random.key(0), "z": jnp.zeros(1)}, ("nothing", "['z']")),
+        ({"key": jax.random.key(0)}, ("['x']", "nothing")),
+    ],
+)
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, template, words):
+    save_at(tmp_path, 10)
+    found, _ = newest_valid(tmp_path)
+    with pytest.raises(InputError) as refused:
+        found.restore(template)
+    assert [word for word in (*words, "step_000000000010") if word not in str(refused.value)] == []
+    assert "\n" not in str(refused.value)
+
+
+def test_a_changed_config_is_refused_field_by_field():
+    saved = config_dict(ExperimentConfig())
+    changed = json.loads(json.dumps(saved))
+    checkpoint.check_same_config(saved, changed)
+    changed |= {"seed": 5, "total_frames": 1, "run_dir": "elsewhere", "resume": True, "num_devices": 2}
+    changed["agent"]["learning_rate"] = 0.5
+    changed["network"]["hidden_sizes"] = [9]
+    del changed["runner"]["log_every"]
+    with pytest.raises(InputError) as refused:
+        checkpoint.check_same_config(saved, changed)
+    differences = str(refused.value).partition("(")[2].rpartition(")")[0].split("; ")
+    assert differences == [
+        "agent.learning_rate was 0.001 and is 0.5",
+        "network.hidden_sizes was [128, 128] and is [9]",
+        "num_devices was None and is 2",
+        "runner.log_every was 10000 and is None",
+        "seed was 0 and is 5",
+    ]
+
+
+def test_what_may_change_may_change():
+    saved = config_dict(ExperimentConfig())
+    checkpoint.check_same_config(saved, saved | {"total_frames": 1, "run_dir": "elsewhere", "resume": True})
+
+
+def test_a_damaged_checkpoint_does_not_crowd_out_good_ones(tmp_path):
+    paths = save_at(tmp_path, 10, 20)
+    flip(paths[1] / ARRAYS, 300)
+    (saved,) = save_at(tmp_path, 15, keep=1)
+    assert saved.exists()
+    assert newest_valid(tmp_path)[0].progress == {"frames": 15}
+
+
+def test_saving_a_step_again_never_leaves_less_than_before(tmp_path, monkeypatch):
+    save_at(tmp_path, 10, keep=1)
+
+    def die(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", die)
+    save_at(tmp_path, 10, keep=1)
+    found, _ = newest_valid(tmp_path)
+    assert found is not None

@@ -1,0 +1,321 @@
+"""The agent only composes acting, storing and learning: its clocks, its order, its sweeps and its summaries are as promised."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dqn_jax.agent import hyperparams_of, make_agent, make_chunk, reduce_info, repeat, warm_up_acts
+from dqn_jax.config import AgentConfig, InputError, NetworkConfig
+from dqn_jax.envs import make_env
+from dqn_jax.mapping import lane_axes
+from dqn_jax.networks import make_network
+
+# Every episode is cut after three steps: the pole cannot fall so soon.
+ENV = make_env("CartPole-v1", max_episode_steps=3)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(8,)), ENV.obs_shape, ENV.num_actions)
+CONFIG = AgentConfig(
+    num_envs=4,
+    acts_per_step=2,
+    updates_per_step=3,
+    batch_size=8,
+    replay_capacity=64,
+    learning_starts=10,
+    n_step=2,
+    optimizer="sgd",
+    learning_rate=0.01,
+    target_period=4,
+    epsilon_decay_frames=100,
+)
+AGENT = make_agent(ENV, NETWORK, CONFIG)
+NUM_STEPS = 6
+KEY = jax.random.key(0)
+
+act = jax.jit(AGENT.act)
+learn = jax.jit(AGENT.learn)
+step = jax.jit(AGENT.step)
+chunk_traces = []
+
+
+@jax.jit
+def chunk(state):
+    chunk_traces.append(state)
+    return make_chunk(AGENT, NUM_STEPS)(state)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def start(config, key):
+    """-> the state at init and the state after the warm-up."""
+    agent = make_agent(ENV, NETWORK, config)
+    state = agent.init(key)
+    return state, agent.warm_up(state)
+
+
+@pytest.fixture(scope="module")
+def ready():
+    return start(CONFIG, KEY)[1]
+
+
+def arrays(tree):
+    """Leaves by name as numpy, random keys as their data."""
+
+    def to_host(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return {jax.tree_util.keystr(path): to_host(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def assert_same(actual, expected, rtol=0.0):
+    """Equal bitwise, or up to `rtol` for floats."""
+    actual, expected = arrays(actual), arrays(expected)
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        assert actual[name].dtype == values.dtype
+        if rtol and values.dtype.kind == "f" and np.isfinite(values).all():
+            # Relative to the leaf's largest entry: an entry near 0 keeps only the absolute error of the sums it came from.
+            np.testing.assert_allclose(actual[name], values, rtol=rtol, atol=rtol * np.abs(values).max(initial=0), err_msg=name)
+        else:
+            np.testing.assert_array_equal(actual[name], values, err_msg=name)
+
+
+def clocks(state):
+    return int(state.actor.clock.count), int(state.replay.added.count), int(state.learner.updates.count)
+
+
+@pytest.mark.parametrize(
+    ("learning_starts", "num_envs", "n_step", "acts"),
+    [(12, 4, 1, 3), (10, 4, 1, 3), (13, 4, 1, 4), (10, 4, 3, 5), (8, 1, 5, 12)],
+)
+def test_acts_of_the_warm_up(learning_starts, num_envs, n_step, acts):
+    config = dataclasses.replace(CONFIG, learning_starts=learning_starts, num_envs=num_envs, n_step=n_step)
+    assert warm_up_acts(config) == acts
+
+
+@pytest.mark.parametrize("n_step", [1, 2, 4])
+def test_warm_up_stores_what_learning_needs_and_learns_nothing(n_step):
+    cold, warm = start(dataclasses.replace(CONFIG, n_step=n_step), KEY)
+    assert clocks(cold) == (0, 0, 0)
+    # Ten frames, rounded up to four environments; the first n - 1 acts have nothing to store.
+    assert clocks(warm) == (3 + n_step - 1, 12, 0)
+    assert_same(warm.learner, cold.learner)
+    written = np.abs(warm.replay.storage.s_tm1).max(axis=1) > 0
+    np.testing.assert_array_equal(written, np.arange(64) < 12)
+
+
+def test_init_fills_nothing_and_draws_apart():
+    one, same, other = (start(CONFIG, jax.random.key(seed))[0] for seed in (1, 1, 2))
+    assert_same(one, same)
+    for part in (lambda s: s.learner.params, lambda s: s.actor.obs, lambda s: s.stream):
+        with pytest.raises(AssertionError):
+            assert_same(part(one), part(other))
+
+
+def test_step_is_acts_then_updates(ready):
+    after, info = step(ready)
+    by_hand = ready
+    for _ in range(CONFIG.acts_per_step):
+        by_hand, act_info = act(by_hand)
+    losses = []
+    for _ in range(CONFIG.updates_per_step):
+        by_hand, learn_info = learn(by_hand)
+        losses.append(learn_info["loss"])
+    assert clocks(ready) == (4, 12, 0)
+    assert clocks(after) == clocks(by_hand) == (4 + 2, 12 + 2 * 4, 3)
+    assert_same(after, by_hand, rtol=1e-5)
+    np.testing.assert_allclose(info["loss"], np.mean(losses), rtol=1e-5)
+    # Acts 5 and 6: every environment's second episode ends with the sixth.
+    assert {name: float(info[name]) for name in ("episodes", "truncated", "terminated", "return_sum")} == {
+        "episodes": 4,
+        "truncated": 4,
+        "terminated": 0,
+        "return_sum": 12,
+    }
+    assert info["epsilon"] == act_info["epsilon"]
+
+
+def test_acting_leaves_the_learner_and_learning_the_actor(ready):
+    acted, learned = act(ready)[0], learn(ready)[0]
+    assert_same(acted.learner, ready.learner)
+    assert clocks(acted) == (5, 16, 0)
+    assert_same((learned.actor, learned.replay), (ready.actor, ready.replay))
+    assert clocks(learned) == (4, 12, 1)
+
+
+def test_each_update_draws_its_own_batch(ready):
+    frozen = ready.learner.hyperparams._replace(learning_rate=jnp.float32(0))
+    state = ready.replace(learner=ready.learner.replace(hyperparams=frozen))
+    ages = []
+    for _ in range(4):
+        same, info = learn(state)[1], learn(state)[1]
+        assert info["replay_age"] == same["replay_age"]
+        ages.append(float(info["replay_age"]))
+        state = learn(state)[0]
+    # The parameters stand still, so only the draw can differ.
+    assert len(set(ages)) > 1
+    assert all(0 <= age <= 11 for age in ages)
+
+
+def test_chunk_is_repeated_steps_and_its_look_ahead_is_thrown_away(ready):
+    state, info = chunk(ready)
+    assert_same(state, jax.jit(repeat(AGENT.step, NUM_STEPS))(ready)[0])
+    assert clocks(state) == (4 + 12, 12 + 48, 18)
+    # What the look-ahead reports is the update that comes next.
+    _, next_update = learn(state)
+    for name in ("td_abs", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age"):
+        np.testing.assert_allclose(info[name], next_update[name], rtol=1e-4, err_msg=name)
+
+
+def test_chunk_info_covers_every_step(ready):
+    _, info = chunk(ready)
+    state, losses = ready, []
+    for _ in range(NUM_STEPS):
+        state, step_info = step(state)
+        losses.append(step_info["loss"])
+    np.testing.assert_allclose(info["loss"], np.mean(losses), rtol=1e-4)
+    # Twelve acts, the 5th to the 16th: the 6th, 9th, 12th and 15th end an episode of three steps in each environment.
+    assert (info["episodes"], info["truncated"], info["terminated"], info["return_sum"]) == (16, 16, 0, 48)
+    # Epsilon of the last act, after 15 of four frames each: 60 of the 100 from 1 to 0.05.
+    np.testing.assert_allclose(info["epsilon"], 1 - 0.6 * 0.95, rtol=1e-6)
+    assert info["finite"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_finite_tells_a_bad_parameter(ready, bad):
+    assert chunk(ready)[1]["finite"]
+    params = ready.learner.params
+    head = params["head"] | {"bias": params["head"]["bias"].at[1].set(bad)}
+    state = ready.replace(learner=ready.learner.replace(params=params | {"head": head}))
+    assert not chunk(state)[1]["finite"]
+
+
+def test_finite_tells_a_bad_loss(ready):
+    """With a learning rate so small that the parameters stay finite when the loss, a square, overflows."""
+    hyperparams = ready.learner.hyperparams._replace(learning_rate=jnp.float32(0))
+    storage = ready.replay.storage._replace(r_t=jnp.full_like(ready.replay.storage.r_t, 1e30))
+    state = ready.replace(learner=ready.learner.replace(hyperparams=hyperparams), replay=ready.replay.replace(storage=storage))
+    state, info = chunk(state)
+    assert all(np.isfinite(values).all() for values in arrays(state.learner.params).values())
+    assert np.isinf(info["loss"])
+    assert not info["finite"]
+
+
+def test_a_second_chunk_does_not_trace_again(ready):
+    state, _ = chunk(ready)
+    chunk(state)
+    chunk(start(CONFIG, jax.random.key(5))[1])
+    assert len(chunk_traces) == 1
+
+
+def test_correction_reaches_every_update(ready):
+    still = lambda grads, params: jax.tree.map(jnp.zeros_like, grads)  # noqa: E731
+    state, _ = jax.jit(functools.partial(AGENT.step, correction=still))(ready)
+    assert_same(state.learner.params, ready.learner.params)
+    assert clocks(state) == (6, 20, 3)
+    with pytest.raises(AssertionError):
+        assert_same(step(ready)[0].learner.params, ready.learner.params)
+
+
+def test_a_sweep_is_a_vmap_of_init():
+    config = dataclasses.replace(CONFIG, acts_per_step=1, updates_per_step=1)
+    agent = make_agent(ENV, NETWORK, config)
+    changes = [{"learning_rate": 0.02}, {"discount": 0.5}, {"epsilon_start": 0.0, "epsilon_end": 0.0}, {"target_rate": 0.5}]
+    settings = [hyperparams_of(dataclasses.replace(config, **change)) for change in ({}, *changes)]
+
+    def train(hyperparams):
+        return repeat(agent.step, 6)(agent.warm_up(agent.init(KEY, hyperparams=hyperparams)))[0]
+
+    traces = []
+
+    @jax.jit
+    def alone(hyperparams):
+        traces.append(hyperparams)
+        return train(hyperparams)
+
+    singles = [alone(hyperparams) for hyperparams in settings]
+    assert len(traces) == 1
+    axes = lane_axes(jax.eval_shape(train, settings[0]))
+    swept = jax.jit(jax.vmap(train, out_axes=axes))(jax.tree.map(lambda *x: jnp.stack(x), *settings))
+    for lane, single in enumerate(singles):
+        # The lanes share their clocks.
+        row = {name: values if name.endswith(".count") else values[lane] for name, values in arrays(swept).items()}
+        assert_same(row, arrays(single), rtol=1e-5)
+
+    plain, rate, discount, greedy, target = singles
+    assert np.unique(plain.replay.storage.discount_t[:12]) == pytest.approx([0.99**2, 0.99])
+    assert np.unique(discount.replay.storage.discount_t[:12]).tolist() == [0.25, 0.5]
+    assert_same(rate.replay.storage.s_tm1[:12], plain.replay.storage.s_tm1[:12])
+    for other, part in [
+        (rate, lambda s: s.learner.params),
+        (greedy, lambda s: s.replay.storage.a_tm1[:12]),
+        (target, lambda s: s.learner.target_params),
+    ]:
+        with pytest.raises(AssertionError):
+            assert_same(part(other), part(plain), rtol=1e-4)
+
+
+def test_hyperparams_are_strong_arrays():
+    clipped = dataclasses.replace(CONFIG, max_grad_norm=0.5)
+    assert hyperparams_of(CONFIG).learner.max_grad_norm == jnp.inf
+    assert hyperparams_of(clipped).learner.max_grad_norm == 0.5
+    for hyperparams in (hyperparams_of(CONFIG), hyperparams_of(clipped)):
+        dtypes = {name: x.dtype for half in hyperparams for name, x in half._asdict().items()}
+        assert dtypes.pop("epsilon_decay_frames") == jnp.int32
+        assert set(dtypes.values()) == {jnp.dtype(jnp.float32)}
+        assert not any(x.weak_type for x in jax.tree.leaves(hyperparams))
+
+
+def test_shards_divide_one_agent():
+    whole = start(CONFIG, KEY)[0]
+    half = make_agent(ENV, NETWORK, CONFIG, num_shards=2)
+    shards = [jax.jit(half.init)(KEY, shard=shard) for shard in range(2)]
+    for shard, state in enumerate(shards):
+        assert_same(state.learner, whole.learner)
+        mine = slice(2 * shard, 2 * shard + 2)
+        assert_same((state.actor.obs, state.actor.streams), (whole.actor.obs[mine], whole.actor.streams[mine]))
+        assert state.replay.storage.r_t.shape == (32,)
+    # Each draws batches of its own.
+    assert not np.array_equal(*(jax.random.key_data(state.stream) for state in shards))
+
+
+def test_refuses_sizes_that_do_not_divide():
+    with pytest.raises(InputError, match=r"agent\.num_envs is 4, which does not divide over 3 devices"):
+        make_agent(ENV, NETWORK, CONFIG, num_shards=3)
+
+
+def test_environment_parameters_are_carried():
+    params = ENV.params.replace(gravity=jnp.float32(3), max_steps_in_episode=jnp.int32(2))
+    state = jax.jit(AGENT.init)(KEY, params)
+    assert state.actor.env_params.gravity == 3
+    episodes = []
+    for _ in range(4):
+        state, info = act(state)
+        episodes.append(int(info["episodes"]))
+    assert episodes == [0, 4, 0, 4]
+
+
+def test_reduce_info_by_hand():
+    infos = {
+        "episodes": [1, 0, 2],
+        "return_sum": [10.0, 0.0, 5.0],
+        "terminated": [1, 0, 1],
+        "truncated": [0, 0, 1],
+        "finite": [True, False, True],
+        "epsilon": [0.9, 0.8, 0.7],
+        "q_max": [1.0, 7.0, 2.0],
+        "loss": [1.0, 2.0, 6.0],
+    }
+    reduced = reduce_info({name: np.array(values) for name, values in infos.items()})
+    assert reduced == {
+        "episodes": 3,
+        "return_sum": 15.0,
+        "terminated": 2,
+        "truncated": 1,
+        "finite": False,
+        "epsilon": 0.7,
+        "q_max": 7.0,
+        "loss": 3.0,
+    }

@@ -1,0 +1,96 @@
+"""Epsilon follows its schedule, and epsilon-greedy draws each action as often as epsilon says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dqn_jax.exploration import epsilon_greedy, exponential_epsilon, linear_epsilon
+from dqn_jax.types import ActorHyperparams
+
+DRAWS = 20_000
+
+
+def hyperparams(start, end, frames):
+    return ActorHyperparams(jnp.float32(0.99), jnp.float32(start), jnp.float32(end), jnp.int32(frames))
+
+
+def schedule(fn, start, end, decay_frames, frames):
+    return np.asarray(jax.jit(jax.vmap(fn, in_axes=(0, None)))(jnp.array(frames), hyperparams(start, end, decay_frames)))
+
+
+def test_linear_schedule():
+    # A fall of 0.8 over 1000 frames: 0.2 every 250.
+    epsilons = schedule(linear_epsilon, 0.9, 0.1, 1000, [0, 250, 500, 1000, 1001, 2**31 - 1])
+    np.testing.assert_allclose(epsilons, [0.9, 0.7, 0.5, 0.1, 0.1, 0.1], rtol=1e-6)
+
+
+def test_linear_schedule_may_end_at_0():
+    np.testing.assert_array_equal(schedule(linear_epsilon, 1.0, 0.0, 8, [0, 6, 8, 9]), [1.0, 0.25, 0.0, 0.0])
+
+
+def test_exponential_schedule():
+    # From 1 to 1/16 over 8 frames: a factor of 1/sqrt(2) every frame, and the end is kept.
+    epsilons = schedule(exponential_epsilon, 1.0, 0.0625, 8, range(12))
+    np.testing.assert_allclose(epsilons, [2.0 ** (-min(t, 8) / 2) for t in range(12)], rtol=1e-6)
+
+
+def test_exponential_schedule_starts_at_its_start():
+    np.testing.assert_allclose(
+        schedule(exponential_epsilon, 0.8, 0.05, 100, [0, 50, 100, 10**6]), [0.8, 0.2, 0.05, 0.05], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("fn", [linear_epsilon, exponential_epsilon])
+def test_epsilon_is_a_strong_float32(fn):
+    epsilon = jax.jit(fn)(jnp.int32(3), hyperparams(1.0, 0.1, 10))
+    assert epsilon.dtype == jnp.float32
+    assert not epsilon.weak_type
+
+
+@jax.jit
+def actions_of(q_values, epsilon):
+    return jax.vmap(epsilon_greedy, in_axes=(0, None, None))(jax.random.split(jax.random.key(0), DRAWS), q_values, epsilon)
+
+
+def counts_of(q_values, epsilon):
+    actions = actions_of(jnp.array(q_values, jnp.float32), jnp.float32(epsilon))
+    assert actions.dtype == jnp.int32
+    assert actions.min() >= 0
+    assert actions.max() < len(q_values)
+    return np.bincount(actions, minlength=len(q_values))
+
+
+def chi_square(counts, probabilities):
+    expected = DRAWS * np.array(probabilities)
+    return np.sum((counts - expected) ** 2 / expected)
+
+
+def test_epsilon_0_is_greedy():
+    np.testing.assert_array_equal(counts_of([0, 3, 1, 2, -1], 0.0), [0, DRAWS, 0, 0, 0])
+
+
+def test_epsilon_1_is_uniform():
+    # With 4 degrees of freedom a chi-square above 23.5 has a probability of 1e-4.
+    assert chi_square(counts_of([0, 3, 1, 2, -1], 1.0), [0.2] * 5) < 23.5
+
+
+def test_epsilon_a_quarter():
+    # Every action has a random share of 0.05, the greedy one 0.75 on top.
+    probabilities = [0.05, 0.8, 0.05, 0.05, 0.05]
+    counts = counts_of([0, 3, 1, 2, -1], 0.25)
+    assert chi_square(counts, probabilities) < 23.5
+    # The bound is tight enough to tell a random share that leaves the greedy action out.
+    assert chi_square(counts, [0.0625, 0.75, 0.0625, 0.0625, 0.0625]) > 23.5
+
+
+def test_ties_take_the_first():
+    np.testing.assert_array_equal(counts_of([1, 5, 5, 0, 5], 0.0), [0, DRAWS, 0, 0, 0])
+
+
+@pytest.mark.parametrize("num_actions", [1, 2, 3, 4, 5, 7, 10, 18, 33, 1000])
+def test_largest_uniform_is_still_an_action(monkeypatch, num_actions):
+    # jax draws a float32 uniform from 23 bits, so 1 - 2^-23 is the largest there is; times A it could round up to A.
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.array([0.0, 1 - 2**-23], jnp.float32))
+    action = epsilon_greedy(jax.random.key(0), jnp.zeros(num_actions), jnp.float32(1.0))
+    assert action == num_actions - 1

@@ -1,0 +1,125 @@
+"""Q-networks compute what their formulas say: the convolution as XLA's own, the layers as matrix products."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dqn_jax.config import InputError, NetworkConfig
+from dqn_jax.networks import make_network
+
+KEY = jax.random.key(0)
+TINY = (8, 6)
+IMAGE = (6, 5, 3)
+
+
+def q_values(network, params, obs, key=KEY, train=False):
+    return network.q_values(network.apply(params, obs, key, train))
+
+
+def shapes(params):
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(params)}
+
+
+def dense(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def conv_reference(params, image):
+    """The same network with XLA's convolution in place of patches."""
+    conv = params["trunk"]["conv"]
+    kernel = conv["kernel"].reshape(3, 3, image.shape[-1], -1)
+    features = jax.lax.conv_general_dilated(image[None], kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+    hidden = jax.nn.relu(features + conv["bias"]).reshape(-1)
+    return dense(params["head"], jax.nn.relu(dense(params["trunk"]["Dense_0"], hidden)))
+
+
+@pytest.fixture(scope="module")
+def conv():
+    network = make_network(NetworkConfig(kind="conv", hidden_sizes=(8,), channels=4), IMAGE, 3)
+    params = jax.jit(network.init)(KEY)
+    # Biases start at 0, where a forgotten one would not show.
+    noise = iter(jax.random.split(jax.random.key(1), 100))
+    return network, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), params)
+
+
+def test_convolution_is_xlas(conv):
+    network, params = conv
+    image = jax.random.normal(jax.random.key(2), IMAGE)
+
+    def square_sum(fn):
+        return jax.jit(
+            jax.value_and_grad(lambda params, image: (jnp.sum(jnp.square(q := fn(params, image))), q), (0, 1), has_aux=True)
+        )
+
+    actual = square_sum(lambda params, image: q_values(network, params, image))(params, image)
+    expected = square_sum(conv_reference)(params, image)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), actual, expected)
+
+
+def test_mlp_is_matrix_products():
+    network = make_network(NetworkConfig(hidden_sizes=TINY), (4,), 2)
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.1, network.init(KEY))
+    obs = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
+    hidden = obs
+    for layer in ("Dense_0", "Dense_1"):
+        hidden = np.maximum(dense(params["trunk"][layer], hidden), 0)
+    assert (hidden == 0).any()  # A ReLU is seen at work.
+    np.testing.assert_allclose(q_values(network, params, obs), dense(params["head"], hidden), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "obs_shape", "first_layer"),
+    [
+        ("auto", (4,), {"trunk/Dense_0/kernel": (4, 8)}),
+        ("auto", (10, 5), {"trunk/Dense_0/kernel": (50, 8)}),
+        ("auto", (2, 10, 3), {"trunk/Dense_0/kernel": (60, 8)}),
+        ("auto", (6, 5, 3), {"trunk/conv/kernel": (27, 4), "trunk/Dense_0/kernel": (4 * 3 * 4, 8)}),
+        ("auto", (3, 3, 1), {"trunk/conv/kernel": (9, 4), "trunk/Dense_0/kernel": (4, 8)}),
+        ("conv", (6, 5, 3), {"trunk/conv/kernel": (27, 4), "trunk/Dense_0/kernel": (4 * 3 * 4, 8)}),
+        ("mlp", (6, 5, 3), {"trunk/Dense_0/kernel": (90, 8)}),
+    ],
+)
+def test_trunk(kind, obs_shape, first_layer):
+    network = make_network(NetworkConfig(kind=kind, hidden_sizes=TINY, channels=4), obs_shape, 3)
+    params = jax.eval_shape(network.init, KEY)
+    assert params.keys() == {"trunk", "head"}
+    found = shapes(params)
+    assert first_layer.items() <= found.items()
+    assert ("trunk/conv/kernel" in found) == ("trunk/conv/kernel" in first_layer)
+    assert found["trunk/Dense_1/kernel"] == TINY
+    assert found["head/kernel"] == (TINY[-1], 3)
+    out = jax.eval_shape(
+        lambda params, obs: q_values(network, params, obs), params, jax.ShapeDtypeStruct(obs_shape, jnp.float32)
+    )
+    assert (out.shape, out.dtype) == ((3,), jnp.float32)
+
+
+@pytest.mark.parametrize("obs_shape", [(4,), (10, 5), (2, 10, 3), (10, 2, 3), (4, 4, 4, 4)])
+def test_convolution_refuses_what_is_no_image(obs_shape):
+    with pytest.raises(InputError, match=r"network\.kind is 'conv'") as error:
+        make_network(NetworkConfig(kind="conv"), obs_shape, 2)
+    assert str(obs_shape) in str(error.value)
+
+
+def test_boolean_observations_count_as_0_and_1(conv):
+    network, params = conv
+    image = jax.random.bernoulli(jax.random.key(3), 0.5, IMAGE)
+    outputs = q_values(network, params, image)
+    assert outputs.dtype == jnp.float32
+    np.testing.assert_array_equal(outputs, q_values(network, params, image.astype(jnp.float32)))
+    assert not np.allclose(outputs, q_values(network, params, ~image))
+
+
+def test_key_and_flag_change_nothing(conv):
+    network, params = conv
+    image = jax.random.normal(jax.random.key(2), IMAGE)
+    outputs = q_values(network, params, image)
+    np.testing.assert_array_equal(outputs, q_values(network, params, image, jax.random.key(9), True))
+
+
+def test_init_follows_its_key():
+    network = make_network(NetworkConfig(hidden_sizes=(8,)), (4,), 2)
+    one, same, other = (jax.jit(network.init)(jax.random.key(seed))["trunk"]["Dense_0"]["kernel"] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
