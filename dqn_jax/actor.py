@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import AgentConfig
-from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep
+from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep, reset_key
 from dqn_jax.exploration import epsilon_greedy, exponential_epsilon, linear_epsilon
 from dqn_jax.networks import Network
 from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition
@@ -76,9 +76,7 @@ def make_actor(env: Environment, network: Network, config: AgentConfig, num_shar
         key: jax.Array, env_params: EnvParams, hyperparams: ActorHyperparams, first_env: jax.Array | int = 0
     ) -> ActorState:
         streams = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_env + jnp.arange(num_envs))
-        # Step t draws from fold_in(stream, t), t from 0; the reset takes a number that no step reaches.
-        reset_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(streams, jnp.uint32(2**32 - 1))
-        env_state, obs = jax.vmap(env.init, in_axes=(0, None))(reset_keys, env_params)
+        env_state, obs = jax.vmap(env.init, in_axes=(0, None))(jax.vmap(reset_key)(streams), env_params)
         return ActorState(
             env_state=env_state,
             obs=obs,

@@ -95,7 +95,9 @@ def make_env(name: str, max_episode_steps: int | None = None) -> Environment:
     if num_actions is None:
         raise InputError(f"env is {name!r}, whose actions are continuous: DQN needs discrete ones, as CartPole-v1 has")
     if max_episode_steps is not None:
-        params = params.replace(max_steps_in_episode=max_episode_steps)
+        # One environment declares its limit as a float, and compares it as one.
+        kind = type(params.max_steps_in_episode)
+        params = params.replace(max_steps_in_episode=kind(max_episode_steps))
     limit = int(params.max_steps_in_episode)
     params = jax.tree.map(_strong, params)
 
@@ -118,6 +120,11 @@ def make_env(name: str, max_episode_steps: int | None = None) -> Environment:
         return jax.tree.map(_strong, state), time_step
 
     return Environment(name, init, step, params, obs.shape, obs.dtype, num_actions, limit)
+
+
+def reset_key(stream: jax.Array) -> jax.Array:
+    """The key that a random stream's first reset draws from; step t draws from `fold_in(stream, t)`, t from 0."""
+    return jax.random.fold_in(stream, jnp.uint32(2**32 - 1))
 
 
 def _num_actions(env: Any, params: EnvParams) -> int | None:

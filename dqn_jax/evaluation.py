@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dqn_jax.envs import Environment, EnvParams
+from dqn_jax.envs import Environment, EnvParams, reset_key
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
 
@@ -45,7 +45,7 @@ def make_evaluate(
 
     def evaluate(key: jax.Array, params: Params, env_params: EnvParams = env.params) -> Evaluation:
         streams = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_episodes))
-        env_state, obs = jax.vmap(env.init, in_axes=(0, None))(streams, env_params)
+        env_state, obs = jax.vmap(env.init, in_axes=(0, None))(jax.vmap(reset_key)(streams), env_params)
         start = Evaluation(jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, bool))
 
         def running(carry):

@@ -38,7 +38,9 @@ class Learner(NamedTuple):
     grad: Callable[[LearnerState, Sample, jax.Array], tuple[Params, jax.Array, Info]]
     """(state, sample, key) -> (gradients of the mean weighted loss, |td| [B], info). Reads `state`, changes nothing."""
     apply: Callable[..., tuple[LearnerState, Info]]
-    """(state, grads, correction=None) -> (state, info): correction, clipping, optimizer, target rule, in that order."""
+    """(state, grads, correction=None) -> (state, info): correction, clipping, optimizer, target rule, in that order.
+
+    The info's `grad_norm` is after the correction and before clipping."""
     step: Callable[..., tuple[LearnerState, jax.Array, Info]]
     """(state, sample, key, correction=None) -> (state, |td| [B], info)."""
 

@@ -73,7 +73,7 @@ class LearnerHyperparams(NamedTuple):
     learning_rate: jax.Array
     target_rate: jax.Array
     max_grad_norm: jax.Array
-    """Infinite where gradients are not clipped."""
+    """Read only where the config clips gradients; else infinite."""
 
 
 class Hyperparams(NamedTuple):

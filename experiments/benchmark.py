@@ -6,8 +6,10 @@
 Runs unchanged on a GPU. On a CPU every device is one thread, so one device is one core.
 """
 
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import os
 import statistics
 import time
@@ -44,12 +46,12 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     """Measures everything, prints a table and writes the JSON file."""
-    runtime.setup(max(DEVICE_COUNTS))
     scale = 1 if options.quick else 10
     turns = 5 if options.quick else 9
-    results: dict[str, Any] = describe_machine()
+    ratios = on_one_core(iteration_ratios, 100 * scale, turns)
+    runtime.setup(max(DEVICE_COUNTS))
+    results: dict[str, Any] = describe_machine() | ratios
     results |= compile_times()
-    results |= iteration_ratios(steps=100 * scale, turns=turns)
     results |= device_throughput("cartpole", steps=30 * scale, turns=turns)
     results |= device_throughput("breakout", steps=5 * scale, turns=turns)
     results |= seed_throughput(steps=30 * scale, turns=turns)
@@ -59,6 +61,20 @@ def main(options: Options) -> dict[str, Any]:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n")
     return results
+
+
+def on_one_core(measure: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """`measure(*args)` in a process of its own, with one device and, where the system can, one core."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn, initializer=keep_to_one_core) as process:
+        return process.submit(measure, *args).result()
+
+
+def keep_to_one_core() -> None:
+    """Before jax starts its threads, which inherit it."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    runtime.setup(1)
 
 
 def describe_machine() -> dict[str, Any]:

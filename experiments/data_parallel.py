@@ -31,7 +31,7 @@ PRESETS = {
     "classic": ExperimentConfig(
         max_episode_steps=200,
         num_devices=1,
-        total_frames=50_000,
+        total_frames=100_000,
         run_dir=Path("runs/classic"),
         agent=AgentConfig(num_envs=1),
         runner=RunnerConfig(log_every=1_000, eval_every=5_000, checkpoint_every=10_000),

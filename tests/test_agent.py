@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.agent import hyperparams_of, make_agent, make_chunk, reduce_info, repeat, warm_up_acts
+from dqn_jax.agent import hyperparams_of, make_agent, make_chunk, reduce_info, repeat
 from dqn_jax.config import AgentConfig, InputError, NetworkConfig
 from dqn_jax.envs import make_env
 from dqn_jax.mapping import lane_axes
@@ -92,7 +92,7 @@ def clocks(state):
 )
 def test_acts_of_the_warm_up(learning_starts, num_envs, n_step, acts):
     config = dataclasses.replace(CONFIG, learning_starts=learning_starts, num_envs=num_envs, n_step=n_step)
-    assert warm_up_acts(config) == acts
+    assert config.warm_up_acts == acts
 
 
 @pytest.mark.parametrize("n_step", [1, 2, 4])
@@ -190,6 +190,16 @@ def test_finite_tells_a_bad_parameter(ready, bad):
     head = params["head"] | {"bias": params["head"]["bias"].at[1].set(bad)}
     state = ready.replace(learner=ready.learner.replace(params=params | {"head": head}))
     assert not chunk(state)[1]["finite"]
+
+
+def test_finite_tells_a_parameter_that_the_last_update_spoilt(ready):
+    """No loss has seen it yet."""
+    agent = make_agent(ENV, NETWORK, dataclasses.replace(CONFIG, acts_per_step=1, updates_per_step=1))
+    hyperparams = ready.learner.hyperparams._replace(learning_rate=jnp.float32(np.inf))
+    state, info = jax.jit(make_chunk(agent, 1))(ready.replace(learner=ready.learner.replace(hyperparams=hyperparams)))
+    assert np.isfinite(info["loss"])
+    assert not np.isfinite(state.learner.params["head"]["bias"]).all()
+    assert not info["finite"]
 
 
 def test_finite_tells_a_bad_loss(ready):

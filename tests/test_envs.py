@@ -86,11 +86,7 @@ def test_contract(name):
     assert played_env.traces == 1
 
 
-# gymnax declares this one's limit as a float, and its observation space cannot be built with a whole number.
-BROKEN_LIMIT = pytest.param("BernoulliBandit-misc", marks=pytest.mark.xfail(raises=TypeError, strict=True))
-
-
-@pytest.mark.parametrize("name", [BROKEN_LIMIT if name == "BernoulliBandit-misc" else name for name in DISCRETE])
+@pytest.mark.parametrize("name", DISCRETE)
 def test_time_limit(name):
     """A limit of two steps cuts the second one, which still shows the episode's own observation."""
     played_env = played(name)

@@ -40,6 +40,7 @@ class _Progress:
     updates: int = 0
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
+    """Until the end of each process's first chunk: nearly all of it is compilation."""
     timed_frames: int = 0
     """Frames, of all seeds, of the chunks whose time is in `timed_seconds`: all but each process's first, which compiles."""
     timed_seconds: float = 0.0
@@ -81,6 +82,10 @@ class _Run:
         self.records = Records(self.run_dir, config.resume)
         self.found = self._find_checkpoint() if config.resume else None
         self.last_saved = self.found.path if self.found else None
+        saved: dict[str, Any] = dict(self.found.progress) if self.found else {"frames": driver.initial_frames, "sizes": {}}
+        self.sizes = saved.pop("sizes")
+        self.progress = _Progress(**saved)
+        self.elapsed_before = self.progress.wall_seconds
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from. Refuses before anything on disk is changed."""
@@ -95,9 +100,9 @@ class _Run:
         runner = self.config.runner
         self.started = time.perf_counter()
         with StopRequest() as stop:
-            state = self._start()
             with Display(self.config.total_frames, self.progress.frames) as display:
                 self._greet(display)
+                state = self._start()
                 first = True
                 while self.progress.frames < self.config.total_frames and stop.signum is None:
                     before = self.progress.frames
@@ -121,15 +126,9 @@ class _Run:
 
     def _start(self) -> Any:
         state = self.driver.init()
-        self.progress = _Progress(frames=self.driver.initial_frames)
-        if self.found is None:
-            self.records.cut({})
-        else:
+        if self.found is not None:
             state = self.found.restore(state)
-            saved = dict(self.found.progress)
-            self.records.cut(saved.pop("sizes"))
-            self.progress = _Progress(**saved)
-        self.elapsed_before = self.progress.wall_seconds
+        self.records.cut(self.sizes)
         self.records.config(self.config_dict)
         return state
 

@@ -45,8 +45,7 @@ class Records:
         """
         self.run_dir = run_dir
         try:
-            taken = any((run_dir / name).exists() for name in (CONFIG, CHECKPOINTS))
-            if taken and not resume:
+            if _holds_a_run(run_dir) and not resume:
                 raise InputError(
                     f"run_dir {run_dir} already holds a run: add --resume to continue it, or name another directory"
                 )
@@ -120,6 +119,11 @@ class Records:
         aside = self.run_dir / f".{name}"
         aside.write_text(json.dumps(value, indent=2) + "\n")
         os.replace(aside, self.run_dir / name)
+
+
+def _holds_a_run(run_dir: Path) -> bool:
+    written = any((run_dir / name).exists() for name in (CONFIG, CHECKPOINTS, SUMMARY))
+    return written or any((run_dir / name).exists() and (run_dir / name).stat().st_size for name in (METRICS, RETURNS))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
