@@ -9,7 +9,7 @@ from dqn_jax.envs import Environment, TimeStep, make_env
 from dqn_jax.evaluation import make_evaluate
 from dqn_jax.networks import Network
 
-NUM_EPISODES = 24
+NUM_EPISODES = 64
 LONGEST = 6
 
 

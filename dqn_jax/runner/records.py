@@ -123,7 +123,7 @@ class Records:
 
 def _holds_a_run(run_dir: Path) -> bool:
     written = any((run_dir / name).exists() for name in (CONFIG, CHECKPOINTS, SUMMARY))
-    return written or any((run_dir / name).exists() and (run_dir / name).stat().st_size for name in (METRICS, RETURNS))
+    return written or any((run_dir / name).is_file() and (run_dir / name).stat().st_size for name in (METRICS, RETURNS))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
