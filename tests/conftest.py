@@ -9,6 +9,8 @@ CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Notebooks are for reading with more.
+os.environ["DQN_JAX_NOTEBOOK_FRAMES"] = "30000"
 
 from dqn_jax import runtime  # noqa: E402
 
