@@ -6,37 +6,12 @@ python experiments/data_parallel.py --preset classic                 # textbook 
 """
 
 import sys
-from pathlib import Path
 
 from dqn_jax import runtime
-from dqn_jax.config import AgentConfig, ExperimentConfig, NetworkConfig, RunnerConfig
+from dqn_jax.presets import CLASSIC, QUICKSTART
 from dqn_jax.runner.command_line import exit_code_of, parse
 
-PRESETS = {
-    # Tuned on seeds 1000 to 1015: a target copied often, small steps and little exploration at the end keep it at the optimum.
-    "quickstart": ExperimentConfig(
-        run_dir=Path("runs/quickstart"),
-        agent=AgentConfig(
-            batch_size=128,
-            replay_capacity=20_000,
-            learning_starts=10_000,
-            learning_rate=2.5e-4,
-            target_period=20,
-            epsilon_end=0.01,
-            epsilon_decay_frames=100_000,
-        ),
-        network=NetworkConfig(hidden_sizes=(120, 84)),
-    ),
-    # DQN as the textbooks have it, one environment and an update every frame.
-    "classic": ExperimentConfig(
-        max_episode_steps=200,
-        num_devices=1,
-        total_frames=100_000,
-        run_dir=Path("runs/classic"),
-        agent=AgentConfig(num_envs=1),
-        runner=RunnerConfig(log_every=1_000, eval_every=5_000, checkpoint_every=10_000),
-    ),
-}
+PRESETS = {"quickstart": QUICKSTART, "classic": CLASSIC}
 
 
 def main() -> None:

@@ -18,19 +18,11 @@ from pathlib import Path
 import tyro
 
 from dqn_jax import runtime
-from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.config import AgentConfig
+from dqn_jax.presets import QUICKSTART
 from dqn_jax.runner.command_line import exit_code_of
 
-BASE = AgentConfig(
-    batch_size=128,
-    replay_capacity=20_000,
-    learning_starts=10_000,
-    learning_rate=2.5e-4,
-    target_period=20,
-    epsilon_end=0.01,
-    epsilon_decay_frames=100_000,
-)
-NETWORK = NetworkConfig(hidden_sizes=(120, 84))
+BASE = QUICKSTART.agent
 SEEDS = range(8)
 THRESHOLD = 475.0
 MAX_UPDATES = 31_250
@@ -89,7 +81,7 @@ def train(arm: Arm) -> list[dict]:
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
-    network = make_network(NETWORK, env.obs_shape, env.num_actions)
+    network = make_network(QUICKSTART.network, env.obs_shape, env.num_actions)
     driver = make_data_parallel(
         env, network, arm.config, seeds=SEEDS, devices=local_devices(arm.devices), steps_per_chunk=UPDATES_PER_CHUNK
     )

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"config", "types"},
-    {"runtime", "envs", "networks", "td", "exploration", "replay"},
+    {"runtime", "presets", "envs", "networks", "td", "exploration", "replay"},
     {"actor", "learner"},
     {"agent"},
     {"evaluation", "mapping"},
@@ -36,8 +36,9 @@ ONLY_IN = {
     **dict.fromkeys((*CLOCKS_AND_THREADS, "socket", "io", "shutil", "tempfile", "logging", "ray"), ("runner", "engines")),
 }
 """{package: rooms, or the package of engines, that may import it}."""
-NEVER = {"config": {"jax", "jaxlib", "flax", "optax", "chex", "gymnax"}}
-NOT_AT_THE_TOP = {"runtime": {"jax", "jaxlib", "flax", "optax", "chex", "gymnax"}}
+STARTS_JAX = {"jax", "jaxlib", "flax", "optax", "chex", "gymnax"}
+NEVER = {"config": STARTS_JAX, "presets": STARTS_JAX}
+NOT_AT_THE_TOP = {"runtime": STARTS_JAX}
 EFFECTS = {"print", "open", "input"}
 FILE_METHODS = {"print", "open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir", "unlink", "touch"}
 

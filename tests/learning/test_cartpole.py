@@ -5,11 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from laws.common import load_experiment
 
 from dqn_jax.distributed.data_parallel import from_config
-
-QUICKSTART = load_experiment("data_parallel").PRESETS["quickstart"]
+from dqn_jax.presets import QUICKSTART
 
 
 def final_returns(config):
