@@ -25,4 +25,4 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv .cache runs
+	rm -rf .venv .cache

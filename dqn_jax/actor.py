@@ -8,6 +8,7 @@ Shapes: E environments, n the n-step length.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class ActorState(flax.struct.PyTreeNode):
     episode_return: jax.Array
     """[E] float32 reward so far in each running episode."""
     streams: jax.Array
-    """[E] keys, one random stream an environment."""
+    """[E] keys, one random stream per environment."""
     hyperparams: ActorHyperparams
     clock: Clock
     """Steps taken in each environment."""
@@ -125,6 +126,7 @@ def make_actor(env: Environment, network: Network, config: AgentConfig, num_shar
             episode_return=jnp.where(ended, 0.0, episode_return),
             clock=Clock(time + 1),
         )
+        # True itself for n = 1: then the replay need not read back what it overwrites.
         valid = config.n_step == 1 or time >= config.n_step - 1
         return state, n_step_transition(window), valid, info
 
@@ -145,6 +147,7 @@ def n_step_transition(window: Window) -> Transition:
     Source: Sutton (1988); Mnih et al. (2016), section 4, for DQN.
     """
     steps, ended = window
+    chex.assert_equal_shape([ended, steps.r_t, steps.discount_t, steps.a_tm1])
     last = len(ended) - 1
     result = jax.tree.map(lambda x: x[last], steps)
     for k in reversed(range(last)):

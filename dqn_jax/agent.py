@@ -1,13 +1,13 @@
 """DQN as one pure agent: an actor, a replay memory and a learner. Every way of training transforms what is made here.
 
-The algorithm, in the order it is written below: initialise both networks alike; explore with epsilon-greedy and store;
-sample a batch, form y = r + gamma max Q', minimise the squared error, copy the target every C updates.
+One step, in order: act epsilon-greedily and store (actor, replay); sample a batch; descend on (y - Q)^2 with
+y = r + gamma max Q'; every C updates, copy the target, which began as a copy (learner).
 
-Not here: loops over time, devices, seeds, files.
+Not here: loops over devices or seeds, files.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -15,17 +15,22 @@ import jax.numpy as jnp
 
 from dqn_jax.actor import ActorState, make_actor
 from dqn_jax.config import AgentConfig
-from dqn_jax.envs import Environment
+from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.networks import Network
 from dqn_jax.replay import ReplayState, make_uniform_replay
-from dqn_jax.types import ActorHyperparams, Correction, Hyperparams, Info, LearnerHyperparams, Transition
+from dqn_jax.types import ActorHyperparams, Clock, Correction, Hyperparams, Info, LearnerHyperparams, Params, Sample, Transition
 
 _EVERY_STEP = ("loss", "epsilon", "episodes", "return_sum", "terminated", "truncated")
-_SUMS = ("episodes", "return_sum", "terminated", "truncated")
-_FLAGS = ("finite",)
-_LAST = ("epsilon",)
-_MAXIMA = ("q_max",)
+
+# How the infos of many steps, or many devices, become one.
+_REDUCTIONS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("episodes", "return_sum", "terminated", "truncated"), lambda x: x.sum(axis=0)),
+    **dict.fromkeys(("loss", "td_abs", "q_mean", "grad_norm", "update_norm", "replay_age"), lambda x: x.mean(axis=0)),
+    "q_max": lambda x: x.max(axis=0),
+    "epsilon": lambda x: x[-1],
+    "finite": lambda x: x.all(axis=0),
+}
 
 
 class AgentState(flax.struct.PyTreeNode):
@@ -36,6 +41,8 @@ class AgentState(flax.struct.PyTreeNode):
     replay: ReplayState
     stream: jax.Array
     """[] key that sampling and learning draw from."""
+    clock: Clock
+    """Batches sampled. The learner's own count moves with the learner, which may be somebody else's."""
 
 
 class Agent(NamedTuple):
@@ -45,6 +52,8 @@ class Agent(NamedTuple):
     """(key, env_params=the environment's, hyperparams=the config's, shard=0) -> state."""
     act: Callable[[AgentState], tuple[AgentState, Info]]
     """One epsilon-greedy step of every environment, stored."""
+    grad: Callable[[AgentState], tuple[AgentState, Params, Info]]
+    """state -> (state, gradients on a sampled batch, info): what a worker sends to a parameter server."""
     learn: Callable[..., tuple[AgentState, Info]]
     """(state, correction=None): one update on a sampled batch."""
     step: Callable[..., tuple[AgentState, Info]]
@@ -54,7 +63,7 @@ class Agent(NamedTuple):
 
 
 def hyperparams_of(config: AgentConfig) -> Hyperparams:
-    """The numbers of a config that a sweep may vary, as arrays: a Python number in their place would trace anew."""
+    """The numbers of a config that a sweep may vary, as arrays: a Python number in their place would be traced again."""
     clip = float("inf") if config.max_grad_norm is None else config.max_grad_norm
     return Hyperparams(
         actor=ActorHyperparams(
@@ -98,7 +107,7 @@ def make_agent(
     defaults = hyperparams_of(config)
 
     def init(
-        key: jax.Array, env_params=env.params, hyperparams: Hyperparams = defaults, shard: jax.Array | int = 0
+        key: jax.Array, env_params: EnvParams = env.params, hyperparams: Hyperparams = defaults, shard: jax.Array | int = 0
     ) -> AgentState:
         network_key, actor_key, learner_key = (jax.random.fold_in(key, purpose) for purpose in range(3))
         first_env = shard * (config.num_envs // num_shards)
@@ -107,17 +116,30 @@ def make_agent(
             learner=learner.init(network_key, hyperparams.learner),
             replay=replay.init(),
             stream=jax.random.fold_in(learner_key, shard),
+            clock=Clock(jnp.int32(0)),
         )
 
     def act(state: AgentState) -> tuple[AgentState, Info]:
         actor_state, transitions, valid, info = actor.act(state.actor, state.learner.params)
         return state.replace(actor=actor_state, replay=replay.add(state.replay, transitions, valid)), info
 
-    def learn(state: AgentState, correction: Correction | None = None) -> tuple[AgentState, Info]:
-        sample_key, grad_key = jax.random.split(jax.random.fold_in(state.stream, state.learner.updates.count))
+    def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array, Info]:
+        """A batch, the key to learn from it with, and the mean age of its transitions."""
+        time = state.clock.count
+        sample_key, grad_key = jax.random.split(jax.random.fold_in(state.stream, time))
         sample = replay.sample(sample_key, state.replay)
-        learner_state, _, info = learner.step(state.learner, sample, grad_key, correction)
-        return state.replace(learner=learner_state), info | {"replay_age": jnp.mean(sample.age.astype(jnp.float32))}
+        info = {"replay_age": jnp.mean(sample.age.astype(jnp.float32))}
+        return state.replace(clock=Clock(time + 1)), sample, grad_key, info
+
+    def grad(state: AgentState) -> tuple[AgentState, Params, Info]:
+        state, sample, key, info = draw(state)
+        grads, _, grad_info = learner.grad(state.learner, sample, key)
+        return state, grads, info | grad_info
+
+    def learn(state: AgentState, correction: Correction | None = None) -> tuple[AgentState, Info]:
+        state, sample, key, info = draw(state)
+        learner_state, _, learn_info = learner.step(state.learner, sample, key, correction)
+        return state.replace(learner=learner_state), info | learn_info
 
     def step(state: AgentState, correction: Correction | None = None) -> tuple[AgentState, Info]:
         state, act_info = repeat(act, config.acts_per_step)(state)
@@ -127,28 +149,33 @@ def make_agent(
     def warm_up(state: AgentState) -> AgentState:
         return repeat(act, config.warm_up_acts)(state)[0]
 
-    return Agent(init, act, learn, step, warm_up)
+    return Agent(init, act, grad, learn, step, warm_up)
 
 
-def make_chunk(agent: Agent, num_steps: int) -> Callable[[AgentState], tuple[AgentState, Info]]:
-    """`num_steps` agent steps as one loop: state -> (state, info).
-
-    The loss and the counts cover every step. Q-values, |td|, norms and replay age describe one further update that is thrown
-    away: measured at every update they would cost a tenth of it. `finite` ([] bool) says whether no loss and no parameter is
-    infinite or NaN.
-    """
+def make_chunk(
+    agent: Agent, num_steps: int, correction: Correction | None = None
+) -> Callable[[AgentState], tuple[AgentState, Info]]:
+    """`num_steps` agent steps as one loop, and `diagnose` after it: state -> (state, info)."""
 
     def step(state: AgentState) -> tuple[AgentState, Info]:
-        state, info = agent.step(state)
+        state, info = agent.step(state, correction)
         return state, {name: info[name] for name in _EVERY_STEP}
 
     def chunk(state: AgentState) -> tuple[AgentState, Info]:
         state, info = repeat(step, num_steps)(state)
-        _, next_update = agent.learn(state)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state.learner.params, info["loss"]))]
-        return state, next_update | info | {"finite": jnp.all(jnp.stack(finite))}
+        diagnosis = diagnose(agent, state)
+        return state, diagnosis | info | {"finite": diagnosis["finite"] & jnp.isfinite(info["loss"])}
 
     return chunk
+
+
+def diagnose(agent: Agent, state: AgentState) -> Info:
+    """Q-values, |td|, norms and replay age of one further update that is thrown away, and `finite`.
+
+    Measured at every update they would cost a tenth of it. `finite` ([] bool) says whether every parameter is.
+    """
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.learner.params)]
+    return agent.learn(state)[1] | {"finite": jnp.all(jnp.stack(finite))}
 
 
 def repeat(fn: Callable[[AgentState], tuple[AgentState, Info]], times: int) -> Callable[[AgentState], tuple[AgentState, Info]]:
@@ -168,17 +195,7 @@ def reduce_info(infos: Info) -> Info:
 
     Counts are added, flags must all hold, epsilon is the last, q_max the largest; the rest are means.
     """
-
-    def reduce(name: str, values: jax.Array) -> jax.Array:
-        if name in _SUMS:
-            return values.sum(axis=0)
-        if name in _FLAGS:
-            return values.all(axis=0)
-        if name in _LAST:
-            return values[-1]
-        return values.max(axis=0) if name in _MAXIMA else values.mean(axis=0)
-
-    return {name: reduce(name, values) for name, values in infos.items()}
+    return {name: _REDUCTIONS[name](values) for name, values in infos.items()}
 
 
 def _example(env: Environment) -> Transition:

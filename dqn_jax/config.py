@@ -68,7 +68,7 @@ def _number(
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The Q-network: a trunk of features and a linear head of one value an action."""
+    """The Q-network: a trunk of features and a linear head with one value per action."""
 
     kind: Literal["auto", "mlp", "conv"] = "auto"
     """Trunk; auto takes conv for image observations and mlp for the rest."""
@@ -124,7 +124,7 @@ class AgentConfig:
     learning_rate: float = 1e-3
     """Step size."""
     optimizer_eps: float = 1e-8
-    """Added to the denominator by Adam and RMSProp."""
+    """Added to Adam's denominator; under the square root in RMSProp's, where Mnih et al. (2015) take 0.01."""
     rmsprop_decay: float = 0.95
     """Decay of RMSProp's running moments."""
     max_grad_norm: float | None = None
@@ -148,7 +148,8 @@ class AgentConfig:
         counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity", "learning_starts")
         _whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
         _number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
-        _number("agent.", self, "target_rate", "rmsprop_decay", high=1.0, open_low=True)
+        _number("agent.", self, "target_rate", high=1.0, open_low=True)
+        _number("agent.", self, "rmsprop_decay", high=0.9999, open_low=True)
         _number("agent.", self, "learning_rate", "optimizer_eps", open_low=True)
         if self.max_grad_norm is not None:
             _number("agent.", self, "max_grad_norm", open_low=True)
@@ -174,13 +175,23 @@ class AgentConfig:
         )
 
     @property
+    def frames_per_step(self) -> int:
+        """Frames of an agent step."""
+        return self.num_envs * self.acts_per_step
+
+    @property
+    def warm_up_frames(self) -> int:
+        """Frames taken before the first update."""
+        return self.warm_up_acts * self.num_envs
+
+    @property
     def warm_up_acts(self) -> int:
         """Environment steps after which `learning_starts` frames are stored; the first n - 1 store nothing."""
         return -(-self.learning_starts // self.num_envs) + self.n_step - 1
 
     def check_shards(self, num_shards: int) -> None:
         """Raises InputError unless the sizes divide evenly over `num_shards` devices."""
-        # The replay divides where the environments do, of which it is a multiple.
+        # The replay needs no check: its capacity is a multiple of the environments.
         for name in ("num_envs", "batch_size"):
             value = getattr(self, name)
             _require(
@@ -246,17 +257,25 @@ class ExperimentConfig:
             f"seed is {self.seed}, and the last of {self.num_seeds} seeds would pass {MAX_COUNT}: start lower",
         )
         agent = self.agent
-        warm_up = agent.warm_up_acts * agent.num_envs
         _require(
-            self.total_frames > warm_up,
-            f"total_frames is {self.total_frames}, and gathering experience alone takes {warm_up}: "
+            self.total_frames > agent.warm_up_frames,
+            f"total_frames is {self.total_frames}, and gathering experience alone takes {agent.warm_up_frames}: "
             "train for longer or lower agent.learning_starts",
         )
         # Training ends with a whole chunk, so the last one may go this far past the budget.
-        frames_per_step = agent.num_envs * agent.acts_per_step
-        frames = self.total_frames + self.runner.log_every + frames_per_step
+        frames = self.total_frames + self.runner.log_every + agent.frames_per_step
         _require(
-            max(frames, frames // frames_per_step * agent.updates_per_step) <= MAX_COUNT,
+            max(frames, frames // agent.frames_per_step * agent.updates_per_step) <= MAX_COUNT,
             f"total_frames is {self.total_frames}, and device counters would wrap at {MAX_COUNT} frames or updates: "
             "train for fewer frames",
         )
+
+    @property
+    def seeds(self) -> range:
+        """One seed for each repetition."""
+        return range(self.seed, self.seed + self.num_seeds)
+
+    @property
+    def steps_per_chunk(self) -> int:
+        """Agent steps between two lines of metrics."""
+        return max(1, self.runner.log_every // self.agent.frames_per_step)

@@ -24,7 +24,7 @@ def epsilon_greedy(key: jax.Array, q_values: jax.Array, epsilon: jax.Array) -> j
     Source: Sutton & Barto (2018), section 2.2.
     """
     chex.assert_rank([q_values, epsilon], [1, 0])
-    # Two uniforms of one draw: a randint of its own would be a fifth of an environment step's cost on a CPU.
+    # Two uniforms of one draw: a randint of its own would cost a fifth of an environment step on a CPU.
     explore, choice = jax.random.uniform(key, (2,))
     random_action = jnp.floor(choice * q_values.shape[0])
     return jnp.where(explore < epsilon, random_action, jnp.argmax(q_values)).astype(jnp.int32)
@@ -62,4 +62,6 @@ def exponential_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax
 
 def _fraction(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
     """Share of the decay that is over, in [0, 1]."""
+    chex.assert_rank(frames, 0)
+    chex.assert_type(frames, int)
     return jnp.minimum(frames, hyperparams.epsilon_decay_frames) / hyperparams.epsilon_decay_frames

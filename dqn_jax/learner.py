@@ -8,6 +8,7 @@ Shapes: B batch.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,7 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
             losses, aux = jax.vmap(transition_loss, in_axes=(None, None, 0, None))(
                 params, state.target_params, sample.transitions, key
             )
+            chex.assert_equal_shape([sample.weights, losses])
             return jnp.mean(sample.weights * losses), aux
 
         (loss, (td_abs, q_tm1)), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)

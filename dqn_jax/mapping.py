@@ -1,4 +1,4 @@
-"""How seeds, clients, workers and replicas are mapped: `vmap`, `pmap`, or both, behind one helper.
+"""How seeds, clients, workers and replicas are mapped: `vmap`, `pmap`, or one inside the other, behind one helper.
 
 Leading axes are checked here, shards are placed here, and values cross between host and devices here. Not here: what is mapped.
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -20,6 +21,16 @@ from dqn_jax.types import Clock
 def lane_axes(tree: chex.ArrayTree) -> Any:
     """`vmap` axes of a state: 0 for each leaf, None for a `Clock`, which the lanes share."""
     return jax.tree.map(lambda x: None if isinstance(x, Clock) else 0, tree, is_leaf=lambda x: isinstance(x, Clock))
+
+
+def stream_key(seed: jax.Array | int, index: jax.Array | int = 0) -> jax.Array:
+    """The key that learner `index` of a run draws everything from; a single learner is number 0."""
+    return jax.random.fold_in(jax.random.key(seed), index)
+
+
+def evaluation_key(seed: jax.Array | int, frames: jax.Array | int) -> jax.Array:
+    """The key of the evaluation after `frames` frames; no learner has the number it folds in."""
+    return jax.random.fold_in(stream_key(seed, jnp.uint32(2**32 - 1)), frames)
 
 
 def over(
@@ -35,7 +46,7 @@ def over(
     Args:
       fn: function of positional arguments.
       axis_name: name that collectives inside `fn` use.
-      devices: one device a row (`pmap`); None maps on one device (`vmap`), the like-for-like reference for a `pmap`.
+      devices: one device per row (`pmap`); None maps on one device (`vmap`), the like-for-like reference for a `pmap`.
       in_axes: as for `jax.vmap`; only with `devices=None`.
       out_axes: as for `jax.vmap`; only with `devices=None`.
       donate: whether the first argument's buffers may be reused; only with `devices`.
@@ -44,7 +55,11 @@ def over(
       The mapped function. Over devices it raises ValueError, naming the leaf, for a leading axis that is not their number.
     """
     if devices is None:
+        if donate:
+            raise ValueError("donate is True without devices: buffers are given away by a `pmap` or `jit` alone")
         return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes, axis_name=axis_name)
+    if in_axes != 0 or out_axes != 0:
+        raise ValueError("in_axes and out_axes are for one device: over devices every leaf has its leading axis")
     mapped = jax.pmap(fn, axis_name=axis_name, devices=devices, donate_argnums=(0,) if donate else ())
 
     def checked(*args: chex.ArrayTree) -> Any:

@@ -55,7 +55,7 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
     def add(state: ReplayState, transitions: Transition, valid: jax.Array | bool = True) -> ReplayState:
         size = transitions.r_t.shape[0]
         if capacity % size:
-            raise ValueError(f"capacity is {capacity}, not a multiple of the {size} transitions added at once")
+            raise ValueError(f"capacity is {capacity}, not a multiple of the {size} transitions added at once: change either")
         position = state.added.count % capacity
 
         def write(stored: jax.Array, new: jax.Array) -> jax.Array:

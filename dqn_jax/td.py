@@ -1,6 +1,6 @@
 """Temporal-difference targets and losses, each on ONE transition; callers `vmap`.
 
-Names, argument order and signs are those of rlax. Not here: networks, batches, gradients.
+Where rlax has the function, its name, argument order and sign are the same. Not here: networks, batches, gradients.
 
 Shapes: A actions.
 """
@@ -24,7 +24,7 @@ def q_learning(
       q_tm1: [A] online values of the state acted on.
       a_tm1: [] action taken.
       r_t: [] reward.
-      discount_t: [] gamma, 0 where the episode terminated.
+      discount_t: [] gamma^n, 0 where the episode terminated.
       q_t: [A] target-network values of the next state.
       stop_target_gradients: whether y is a constant to the gradient, as in DQN.
 
@@ -53,7 +53,7 @@ def double_q_learning(
       q_tm1: [A] online values of the state acted on.
       a_tm1: [] action taken.
       r_t: [] reward.
-      discount_t: [] gamma, 0 where the episode terminated.
+      discount_t: [] gamma^n, 0 where the episode terminated.
       q_t_value: [A] target-network values of the next state.
       q_t_selector: [A] online values of the next state.
       stop_target_gradients: whether the target is a constant to the gradient.
@@ -78,14 +78,18 @@ def _td_error(
 
 
 def squared_error(td_error: jax.Array) -> jax.Array:
-    """(y - Q)^2, the loss DQN's algorithm 1 minimises (Mnih et al. 2015). Note: no factor of one half."""
+    """[] (y - Q)^2 of a [] TD error, the loss DQN's algorithm 1 minimises (Mnih et al. 2015): no factor of one half."""
+    chex.assert_type(td_error, float)
     return jnp.square(td_error)
 
 
 def huber_loss(x: jax.Array, delta: float = 1.0) -> jax.Array:
-    """x^2 / 2 for |x| <= delta, else delta * (|x| - delta / 2): a gradient clipped to [-delta, delta].
+    """[] loss of a [] error x: x^2 / 2 for |x| <= delta, else delta * (|x| - delta / 2).
+
+    Its gradient is x clipped to [-delta, delta].
 
     Source: Huber (1964); with delta = 1 it is the error clipping of Mnih et al. (2015).
     """
+    chex.assert_type(x, float)
     clipped = jnp.minimum(jnp.abs(x), delta)
     return 0.5 * jnp.square(clipped) + delta * (jnp.abs(x) - clipped)

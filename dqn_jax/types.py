@@ -1,6 +1,6 @@
 """The records that travel between rooms. Not here: what any of them do.
 
-Shapes: B batch, E environments, S seeds; `...` are the dimensions of one observation.
+Shapes: B batch, S seeds; `...` are the dimensions of one observation.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Params: TypeAlias = Any
 Info: TypeAlias = dict[str, Any]
 """Named numbers about what a function did: arrays, on device or host."""
 
-Correction = Callable[[Params, Params], Params]
+Correction: TypeAlias = Callable[[Params, Params], Params]
 """A change to gradients before clipping: `(grads, params) -> grads`."""
 
 
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
     weights: jax.Array
     """[B] float32 importance weights, multiplied into the loss before its mean."""
     age: jax.Array
-    """[B] int32 transitions added since each was."""
+    """[B] int32 transitions added since this one."""
 
 
 class ActorHyperparams(NamedTuple):

@@ -280,7 +280,7 @@ def median_ratio(above: list[float], below: list[float]) -> float:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Prints one row a key."""
+    """Prints one row per key."""
     from rich.console import Console
     from rich.table import Table
 

@@ -56,7 +56,8 @@ def main() -> None:
     }
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['mean']:.1f} +- {result['std']:.1f} over {NUM_SEEDS} seeds; published: 498.4 +- 2.3 over 3")
+    published = "{mean} +- {std} over {seeds}".format(**PUBLISHED)
+    print(f"{result['mean']:.1f} +- {result['std']:.1f} over {NUM_SEEDS} seeds; published: {published}")
 
 
 def train():
@@ -66,7 +67,7 @@ def train():
 
     from dqn_jax.agent import make_agent
     from dqn_jax.envs import make_env
-    from dqn_jax.mapping import local_devices, over, place
+    from dqn_jax.mapping import local_devices, over, place, stream_key
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
@@ -78,7 +79,7 @@ def train():
         return state, (info["episodes"], info["return_sum"])
 
     def one_seed(seed):
-        state = agent.warm_up(agent.init(jax.random.key(seed)))
+        state = agent.warm_up(agent.init(stream_key(seed)))
         return jax.lax.scan(step, state, length=steps)[1]
 
     devices = local_devices(None)

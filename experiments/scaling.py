@@ -1,7 +1,7 @@
 """Does data-parallel training learn faster, and at what cost? CartPole on 1, 2 and 4 devices.
 
-    python experiments/scaling.py           # trains every arm, then draws
-    python experiments/scaling.py --draw    # draws again from the committed rows
+    python experiments/scaling.py                # trains every arm, then draws
+    python experiments/scaling.py --only-draw    # draws again from the committed rows
 
 Once with the global batch fixed (more devices share the same work) and once with the batch, environments and replay of each
 device fixed (more devices do more work an update), the latter with the learning rate times 1, sqrt(D) and D.
@@ -56,13 +56,13 @@ def arms() -> list[Arm]:
     return result
 
 
-def main() -> None:
-    """Trains unless told only to draw."""
+def main(only_draw: bool = False) -> None:
+    """Trains every arm, then draws.
 
-    def options(draw: bool = False) -> bool:
-        return draw
-
-    if not tyro.cli(options, description=(__doc__ or "").split("\n")[0]):
+    Args:
+      only_draw: draw again from the committed rows.
+    """
+    if not only_draw:
         runtime.setup(4)
         rows = [row for arm in arms() for row in train(arm)]
         write(rows)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def train(arm: Arm) -> list[dict]:
-    """Trains an arm until every seed has once reached the threshold, or has had its updates. One row a seed."""
+    """Trains an arm until every seed has once reached the threshold, or has had its updates. One row per seed."""
     import jax
     import numpy as np
 
@@ -134,7 +134,7 @@ def write(rows: list[dict]) -> None:
 
 
 def draw() -> None:
-    """Draws frames, updates and seconds to the threshold from the rows: a dot a seed, hollow where it was not reached."""
+    """Draws frames, updates and seconds to the threshold from the rows: one dot per seed, hollow where it was not reached."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -159,10 +159,10 @@ def draw() -> None:
     panels[0].set_yticks(range(len(labels)), [f"{arm}, D = {devices}" for arm, devices in labels])
     panels[0].invert_yaxis()
     figure.suptitle(
-        f"What it takes to reach a greedy return of {THRESHOLD:.0f} on CartPole: a dot a seed, the bar their median"
+        f"What it takes to reach a greedy return of {THRESHOLD:.0f} on CartPole: one dot per seed, the bar their median"
     )
     figure.savefig(RESULTS / "scaling.png", dpi=150)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    sys.exit(exit_code_of(lambda: tyro.cli(main)))

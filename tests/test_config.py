@@ -33,7 +33,9 @@ REFUSED = [
     *((ExperimentConfig, "", "seed", value, "whole number from 0") for value in BAD_COUNTS if value != 0),
     (RunnerConfig, "runner.", "eval_episodes", 31, "whole number from 32"),
     *((AgentConfig, "agent.", name, value, "finite number") for name in (*SHARES, *POSITIVE_SHARES) for value in BAD_NUMBERS),
-    *((AgentConfig, "agent.", name, 1.01, "at most 1") for name in (*SHARES, *POSITIVE_SHARES)),
+    *((AgentConfig, "agent.", name, 1.01, "at most 1") for name in (*SHARES, "target_rate")),
+    # At 1 its moments would never move.
+    (AgentConfig, "agent.", "rmsprop_decay", 1.0, "at most 0.9999"),
     *((AgentConfig, "agent.", name, 0.0, "above 0") for name in (*POSITIVE_SHARES, *POSITIVE)),
     *((AgentConfig, "agent.", name, value, "finite number above 0") for name in POSITIVE for value in BAD_NUMBERS),
     *((NetworkConfig, "network.", "channels", value, "whole number from 1") for value in BAD_COUNTS),

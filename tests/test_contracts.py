@@ -3,72 +3,76 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import optax
 import pytest
 from laws.common import ENV, NETWORK, STEADY, assert_close
 
-from dqn_jax.actor import make_actor
 from dqn_jax.agent import hyperparams_of, make_agent
-from dqn_jax.config import AgentConfig
 from dqn_jax.learner import make_learner
-from dqn_jax.replay import make_uniform_replay
-from dqn_jax.types import Transition
+from dqn_jax.mapping import stream_key
 
-CONFIG = dataclasses.replace(STEADY, n_step=1)
-NUMBERS = hyperparams_of(CONFIG)
-EXAMPLE = Transition(jnp.zeros(4), jnp.int32(0), jnp.float32(0), jnp.float32(0), jnp.zeros(4))
+AGENT = make_agent(ENV, NETWORK, STEADY)
+LEARNER = make_learner(NETWORK, STEADY)
 
 
 def parameter_server(num_workers, num_rounds, delay):
-    """Workers act and take gradients at parameters `delay` server updates old; the server applies each push on arrival."""
-    actor, learner = make_actor(ENV, NETWORK, CONFIG), make_learner(NETWORK, CONFIG)
-    replay = make_uniform_replay(EXAMPLE, CONFIG.replay_capacity, CONFIG.batch_size)
+    """Workers act and take gradients at parameters `delay` server updates old; the server applies each push on arrival.
+
+    Returns the server's state and all it was sent.
+    """
 
     @jax.jit
-    def work(actor_state, memory, stale, key):
-        actor_state, transitions, valid, _ = actor.act(actor_state, stale.params)
-        memory = replay.add(memory, transitions, valid)
-        sample = replay.sample(key, memory)
-        grads, _, _ = learner.grad(stale, sample, key)
-        return actor_state, memory, grads, sample
+    def work(worker, stale):
+        worker, _ = AGENT.act(worker.replace(learner=stale))
+        worker, grads, _ = AGENT.grad(worker)
+        return worker, grads
 
-    push = jax.jit(lambda server, grads: learner.apply(server, grads)[0])
-    server = learner.init(jax.random.key(0), NUMBERS.learner)
-    history = [server] * (delay + 1)
-    workers = [(actor.init(jax.random.key(i), ENV.params, NUMBERS.actor), replay.init()) for i in range(num_workers)]
-    samples = []
-    for step in range(num_rounds):
-        for i, (actor_state, memory) in enumerate(workers):
-            key = jax.random.fold_in(jax.random.key(i), step)
-            actor_state, memory, grads, sample = work(actor_state, memory, history[0], key)
-            workers[i] = (actor_state, memory)
+    push = jax.jit(lambda server, grads: LEARNER.apply(server, grads)[0])
+    start = jax.jit(lambda i: AGENT.warm_up(AGENT.init(stream_key(0, i))))
+    workers = [start(i) for i in range(num_workers)]
+    server = LEARNER.init(jax.random.key(0), hyperparams_of(STEADY).learner)
+    history, pushes = [server] * (delay + 1), []
+    for _ in range(num_rounds):
+        for i, worker in enumerate(workers):
+            workers[i], grads = work(worker, history[0])
             server = push(server, grads)
             history = [*history[1:], server]
-            samples.append(sample)
-    return server, samples
+            pushes.append(grads)
+    return server, pushes
 
 
-def learn_in_turn(samples):
-    """The plain learner on the same batches, one after the other."""
-    learner = make_learner(NETWORK, CONFIG)
-    step = jax.jit(lambda state, sample: learner.step(state, sample, jax.random.key(0))[0])
-    state = learner.init(jax.random.key(0), NUMBERS.learner)
-    for sample in samples:
-        state = step(state, sample)
-    return state
+def learn_in_turn(num_workers, num_rounds):
+    """The plain agent's own `act` and `learn`, one worker after the other, the learner handed on."""
+    step = jax.jit(lambda worker, learner: AGENT.learn(AGENT.act(worker.replace(learner=learner))[0])[0])
+    start = jax.jit(lambda i: AGENT.warm_up(AGENT.init(stream_key(0, i))))
+    workers = [start(i) for i in range(num_workers)]
+    learner = LEARNER.init(jax.random.key(0), hyperparams_of(STEADY).learner)
+    for _ in range(num_rounds):
+        for i, worker in enumerate(workers):
+            workers[i] = step(worker, learner)
+            learner = workers[i].learner
+    return learner
 
 
 def test_a_parameter_server_is_act_grad_and_apply():
-    server, samples = parameter_server(num_workers=3, num_rounds=20, delay=0)
-    assert int(server.updates.count) == 60
-    assert_close(server, learn_in_turn(samples))
+    server, pushes = parameter_server(num_workers=3, num_rounds=20, delay=0)
+    assert int(server.updates.count) == len(pushes) == 60
+    assert_close(server, learn_in_turn(num_workers=3, num_rounds=20))
 
 
 def test_a_delayed_one_is_not_the_plain_learner():
-    server, samples = parameter_server(num_workers=3, num_rounds=20, delay=2)
+    server, _ = parameter_server(num_workers=3, num_rounds=20, delay=2)
     with pytest.raises(AssertionError):
-        assert_close(server, learn_in_turn(samples))
+        assert_close(server, learn_in_turn(num_workers=3, num_rounds=20))
+
+
+def test_a_worker_at_an_unchanged_server_draws_new_batches():
+    worker = jax.jit(lambda: AGENT.warm_up(AGENT.init(stream_key(0))))()
+    grad = jax.jit(AGENT.grad)
+    worker, first, _ = grad(worker)
+    _, second, _ = grad(worker)
+    with pytest.raises(AssertionError):
+        assert_close(first, second)
 
 
 def fedprox(mu, anchor):
@@ -77,18 +81,17 @@ def fedprox(mu, anchor):
 
 
 def test_a_fedprox_client_is_a_correction():
-    agent = make_agent(ENV, NETWORK, STEADY)
-    state = jax.jit(lambda key: agent.warm_up(agent.init(key)))(jax.random.key(1))
+    state = jax.jit(lambda key: AGENT.warm_up(AGENT.init(key)))(jax.random.key(1))
     anchor = jax.tree.map(lambda w: w + 1.0, state.learner.params)
-    plain, _ = jax.jit(agent.step)(state)
-    client, _ = jax.jit(lambda state: agent.step(state, fedprox(0.1, anchor)))(state)
+    plain, _ = jax.jit(AGENT.step)(state)
+    client, _ = jax.jit(lambda state: AGENT.step(state, fedprox(0.1, anchor)))(state)
     # SGD: the correction moves each weight by -learning_rate * mu * (w - anchor) = +learning_rate * mu.
     moved = jax.tree.map(lambda w: w + STEADY.learning_rate * 0.1, plain.learner.params)
     assert_close(client.learner.params, moved)
 
 
 def drift(mu):
-    config: AgentConfig = dataclasses.replace(STEADY, updates_per_step=30, learning_rate=0.05)
+    config = dataclasses.replace(STEADY, updates_per_step=30, learning_rate=0.05)
     agent = make_agent(ENV, NETWORK, config)
     state = jax.jit(lambda key: agent.warm_up(agent.init(key)))(jax.random.key(1))
     anchor = state.learner.params

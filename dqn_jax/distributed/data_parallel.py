@@ -18,7 +18,7 @@ from dqn_jax.agent import AgentState, make_agent, make_chunk, reduce_info
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, TrainingError
 from dqn_jax.envs import Environment, make_env
 from dqn_jax.evaluation import Evaluation, make_evaluate
-from dqn_jax.mapping import lane_axes, local_devices, over, place, row
+from dqn_jax.mapping import lane_axes, local_devices, over, place, row, stream_key
 from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Driver, Info, Params
 
@@ -56,7 +56,9 @@ def make_data_parallel(
     num_devices = len(devices)
     if seeds_over_devices:
         if len(seeds) % num_devices:
-            raise InputError(f"num_seeds is {len(seeds)}, which does not divide over {num_devices} devices: take a multiple")
+            raise InputError(
+                f"num_seeds is {len(seeds)}, which does not divide over {num_devices} devices: make it a multiple of them"
+            )
         agent = make_agent(env, network, config)
         seed_rows, shards = np.reshape(seeds, (num_devices, -1)), np.zeros(num_devices, np.int32)
     else:
@@ -64,7 +66,7 @@ def make_data_parallel(
         seed_rows, shards = np.tile(seeds, (num_devices, 1)), np.arange(num_devices, dtype=np.int32)
 
     def start(seed: jax.Array, shard: jax.Array) -> AgentState:
-        return agent.warm_up(agent.init(jax.random.key(seed), shard=shard))
+        return agent.warm_up(agent.init(stream_key(seed), shard=shard))
 
     def start_lanes(seeds: jax.Array, shard: jax.Array) -> AgentState:
         axes = lane_axes(jax.eval_shape(start, seeds[0], shard))
@@ -101,8 +103,8 @@ def make_data_parallel(
         step=step,
         params=params,
         check=check,
-        initial_frames=config.warm_up_acts * config.num_envs,
-        frames_per_step=steps_per_chunk * config.acts_per_step * config.num_envs,
+        initial_frames=config.warm_up_frames,
+        frames_per_step=steps_per_chunk * config.frames_per_step,
         updates_per_step=steps_per_chunk * config.updates_per_step,
         devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
     )
@@ -116,14 +118,13 @@ def from_config(config: ExperimentConfig) -> tuple[Driver, Callable[[jax.Array, 
     """
     env = make_env(config.env, config.max_episode_steps)
     network = make_network(config.network, env.obs_shape, env.num_actions)
-    frames_per_agent_step = config.agent.num_envs * config.agent.acts_per_step
     driver = make_data_parallel(
         env,
         network,
         config.agent,
-        seeds=range(config.seed, config.seed + config.num_seeds),
+        seeds=config.seeds,
         devices=local_devices(config.num_devices),
-        steps_per_chunk=max(1, config.runner.log_every // frames_per_agent_step),
+        steps_per_chunk=config.steps_per_chunk,
         seeds_over_devices=config.seeds_over_devices,
     )
     return driver, make_evaluate(env, network, config.runner.eval_episodes)
@@ -137,4 +138,6 @@ def check_replicas(tree: chex.ArrayTree) -> None:
         unequal = [device for device in range(1, len(rows)) if not np.array_equal(rows[0], rows[device])]
         if unequal:
             name = jax.tree_util.keystr(path)
-            raise TrainingError(f"replicas differ in {name}: device row(s) {unequal} are not bitwise equal to row 0")
+            raise TrainingError(
+                f"replicas differ in {name}: device row(s) {unequal} are not bitwise equal to row 0: an update was not averaged"
+            )

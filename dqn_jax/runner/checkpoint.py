@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, checksummed, renamed into place, verified when read.
+"""Checkpoints that are whole or not there: written under another name, checksummed, renamed into place, verified when read.
 
 A checkpoint is a directory `step_<frames>` with `arrays.npz` (every leaf of the state) and `manifest.json` (what the arrays
 must be, where the run stood, and the config). A damaged one is named and the one before it is used.
@@ -159,9 +159,7 @@ def check_same_config(saved: dict[str, Any], current: dict[str, Any]) -> None:
     names = [name for name in sorted(before.keys() | now.keys()) if name not in _MAY_CHANGE]
     changes = [f"{name} was {before.get(name)} and is {now.get(name)}" for name in names if before.get(name) != now.get(name)]
     if changes:
-        raise InputError(
-            f"the checkpoint belongs to another config ({'; '.join(changes)}): undo that or use a new run directory"
-        )
+        raise InputError(f"the run directory holds another config ({'; '.join(changes)}): undo that or use a new run directory")
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from dqn_jax.config import ExperimentConfig, TrainingError
 from dqn_jax.evaluation import Evaluation
+from dqn_jax.mapping import evaluation_key
 from dqn_jax.runner import checkpoint
 from dqn_jax.runner.plots import save_learning_curve
 from dqn_jax.runner.progress import Display
@@ -26,9 +27,6 @@ from dqn_jax.runner.records import CHECKPOINTS, Records, config_dict, jsonable
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
 from dqn_jax.types import Driver, Info
-
-_EVALUATION_STREAM = 3
-"""Follows the agent's own streams 0 to 2 of a seed's root key."""
 
 
 @dataclasses.dataclass
@@ -76,7 +74,7 @@ class _Run:
         # The number of devices that None stood for: the state is divided over them.
         self.config_dict = config_dict(config) | {"num_devices": len(driver.devices)}
         self.checkpoints = self.run_dir / CHECKPOINTS
-        self.seeds = np.arange(config.seed, config.seed + config.num_seeds)
+        self.seeds = np.array(config.seeds)
         self.evaluate = jax.jit(jax.vmap(evaluate))
         self.complaints: list[str] = []
         self.records = Records(self.run_dir, config.resume)
@@ -111,7 +109,7 @@ class _Run:
                     line = self._line(info)
                     if _crossed(runner.eval_every, before, self.progress.frames):
                         line |= self._evaluation(state)
-                    self.records.metrics(line)
+                    self.records.append_metrics(line)
                     display.update(line)
                     self._refuse_non_finite(info["finite"])
                     done = self.progress.frames >= self.config.total_frames
@@ -129,7 +127,7 @@ class _Run:
         if self.found is not None:
             state = self.found.restore(state)
         self.records.cut(self.sizes)
-        self.records.config(self.config_dict)
+        self.records.write_config(self.config_dict)
         return state
 
     def _greet(self, display: Display) -> None:
@@ -154,7 +152,7 @@ class _Run:
         return state, info
 
     def _line(self, info: Info) -> dict[str, Any]:
-        """One line of metrics, its keys always the same; lists have one entry a seed."""
+        """One line of metrics, its keys always the same; lists have one entry per seed."""
         info = dict(info)
         episodes, return_sum = info["episodes"], info.pop("return_sum")
         env_steps = self.driver.frames_per_step * self.config.num_seeds
@@ -167,7 +165,7 @@ class _Run:
             "eval_return": None,
             "eval_unfinished": None,
             "chunk_seconds": self.seconds,
-            "frames_per_second": env_steps / self.seconds,
+            "env_steps_per_second": env_steps / self.seconds,
             "wall_seconds": self._elapsed(),
         }
 
@@ -179,10 +177,8 @@ class _Run:
         return {"eval_return": means, "eval_unfinished": np.sum(~np.asarray(result.finished), axis=1)}
 
     def _play(self, state: Any) -> Evaluation:
-        def key_of(seed: jax.Array) -> jax.Array:
-            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM), self.progress.frames)
-
-        return self.evaluate(jax.vmap(key_of)(jnp.asarray(self.seeds)), self.driver.params(state))
+        keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.asarray(self.seeds), self.progress.frames)
+        return self.evaluate(keys, self.driver.params(state))
 
     def _write_returns(self, means: np.ndarray) -> None:
         limit = self.config.max_episode_steps
@@ -192,7 +188,7 @@ class _Run:
             "frames": self.progress.frames,
             "updates": self.progress.updates,
         }
-        self.records.returns(
+        self.records.append_returns(
             [shared | {"seed": seed, "return": float(mean)} for seed, mean in zip(self.seeds, means, strict=True)]
         )
 
@@ -242,7 +238,7 @@ class _Run:
             "devices": list(self.driver.devices),
         }
         summary = jsonable(summary)
-        self.records.summary(summary)
+        self.records.write_summary(summary)
         save_learning_curve(self.run_dir)
         return summary
 

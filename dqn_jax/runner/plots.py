@@ -55,4 +55,6 @@ def save_learning_curve(run_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m dqn_jax.runner.plots RUN_DIR")
     print(save_learning_curve(Path(sys.argv[1])))

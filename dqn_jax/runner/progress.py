@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar in a terminal, a line an evaluation elsewhere. Not here: files."""
+"""What a person sees while a run goes on: a live bar in a terminal, one line per evaluation elsewhere. Not here: files."""
 
 from typing import Any, Self
 
@@ -37,7 +37,7 @@ class Display:
 
     def update(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics."""
-        text = f"{line['frames']:,}/{self.total_frames:,} frames  {line['frames_per_second']:,.0f}/s  {_describe(line)}"
+        text = f"{line['frames']:,}/{self.total_frames:,} frames  {line['env_steps_per_second']:,.0f}/s  {_describe(line)}"
         self._progress.update(self._task, completed=min(line["frames"], self.total_frames), text=text)
         if line["eval_return"] is not None and not self.console.is_terminal:
             self.say(text)

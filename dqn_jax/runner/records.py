@@ -77,12 +77,12 @@ class Records:
         for name in (METRICS, RETURNS):
             os.truncate(self.run_dir / name, sizes.get(name, 0))
 
-    def config(self, config: dict[str, Any]) -> None:
+    def write_config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`: the config and the versions that ran it."""
         self._write(CONFIG, config | {"versions": _versions()})
 
     def read_config(self) -> dict[str, Any] | None:
-        """What `config.json` holds, versions apart; None where there is none.
+        """What `config.json` holds, without the versions; None where there is none.
 
         Raises:
           InputError: if it cannot be read.
@@ -96,12 +96,12 @@ class Records:
             raise InputError(f"{path} is damaged (not JSON): restore it or use a new run directory") from None
         return {name: value for name, value in config.items() if name != "versions"}
 
-    def metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`; what is not finite becomes null."""
         with open(self.run_dir / METRICS, "a") as file:
             file.write(json.dumps(jsonable(line)) + "\n")
 
-    def returns(self, rows: list[dict[str, Any]]) -> None:
+    def append_returns(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows to `returns.csv`."""
         text = io.StringIO()
         writer = csv.DictWriter(text, RETURNS_COLUMNS, lineterminator="\n")
@@ -111,7 +111,7 @@ class Records:
         with open(self.run_dir / RETURNS, "a") as file:
             file.write(text.getvalue())
 
-    def summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`, JSON values only."""
         self._write(SUMMARY, summary)
 

@@ -10,6 +10,7 @@ from laws.common import ENV, NETWORK, STEADY, assert_bitwise, assert_close
 from dqn_jax.agent import make_agent
 from dqn_jax.config import ExperimentConfig, InputError, NetworkConfig, RunnerConfig
 from dqn_jax.distributed.data_parallel import from_config, make_data_parallel
+from dqn_jax.mapping import stream_key
 
 DEVICES = jax.local_devices()
 
@@ -35,7 +36,7 @@ def test_counts_are_those_of_one_seed():
 
 def test_shards_act_in_the_environments_of_one_agent():
     """Environment e of the whole agent starts alike however many devices share the environments."""
-    alone = make_agent(ENV, NETWORK, STEADY).init(jax.random.key(3)).actor.streams
+    alone = make_agent(ENV, NETWORK, STEADY).init(stream_key(3)).actor.streams
     halves = driver(seeds=(3,)).init().actor.streams[:, 0].reshape(-1)
     assert_bitwise(halves, alone)
 
@@ -58,7 +59,7 @@ def test_params_are_in_the_order_of_the_seeds(seeds_over_devices):
     parallel = driver(seeds=seeds, seeds_over_devices=seeds_over_devices)
     params = parallel.params(parallel.init())
     for row, seed in enumerate(seeds):
-        alone = make_agent(ENV, NETWORK, STEADY).init(jax.random.key(seed)).learner.params
+        alone = make_agent(ENV, NETWORK, STEADY).init(stream_key(seed)).learner.params
         assert_close(jax.tree.map(lambda x, row=row: x[row], params), alone)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from dqn_jax.config import AgentConfig, NetworkConfig
 from dqn_jax.envs import make_env
 from dqn_jax.networks import make_network
+from dqn_jax.types import Clock
 
 ENV = make_env("CartPole-v1")
 NETWORK = make_network(NetworkConfig(hidden_sizes=(16, 16)), ENV.obs_shape, ENV.num_actions)
@@ -41,6 +42,17 @@ def load_experiment(name):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def without_clocks(state):
+    """A state without the counters that its lanes share."""
+    return jax.tree.map(lambda x: None if isinstance(x, Clock) else x, state, is_leaf=lambda x: isinstance(x, Clock))
+
+
+def clocks(state):
+    """The counters that lanes share, in the order they stand in the state."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Clock))
+    return [leaf.count for leaf in leaves if isinstance(leaf, Clock)]
 
 
 def arrays(tree):

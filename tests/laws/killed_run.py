@@ -95,7 +95,7 @@ def arm(point: str, driver):
         "torn_arrays": (checkpoint, "_flush", flush),
         "before_rename": (os, "rename", rename),
         "after_rename": (checkpoint, "_flush_directory", flush_directory),
-        "torn_line": (Records, "metrics", metrics),
+        "torn_line": (Records, "append_metrics", metrics),
     }[kind]
     original = getattr(owner, name)
     setattr(owner, name, deadly)

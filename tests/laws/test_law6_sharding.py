@@ -8,10 +8,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from laws.common import ENV, NETWORK, STEADY, assert_close
+from laws.common import ENV, NETWORK, STEADY, assert_close, without_clocks
 
 from dqn_jax.distributed.data_parallel import make_data_parallel
-from dqn_jax.types import Clock
 
 SEEDS = [2, 3, 5, 7]
 
@@ -44,8 +43,8 @@ def test_another_seed_changes_the_checksum(reference):
 
 def per_lane(state):
     """Leaves [S, ...] of a state whose lanes are divided over devices, the devices' clocks left out."""
-    lanes = jax.tree.map(lambda x: None if isinstance(x, Clock) else x, state, is_leaf=lambda x: isinstance(x, Clock))
-    return jax.tree.map(lambda x: jax.device_put(x, jax.local_devices()[0]).reshape(-1, *x.shape[2:]), lanes)
+    first = jax.local_devices()[0]
+    return jax.tree.map(lambda x: jax.device_put(x, first).reshape(-1, *x.shape[2:]), without_clocks(state))
 
 
 def train(num_devices):

@@ -136,7 +136,7 @@ BAD_INPUT = {
     "sizes that do not divide": (["--num-devices", "3"], "agent.num_envs is 16, .* over 3 devices: make it a multiple of 3"),
     "seeds that do not divide": (
         ["--num-devices", "2", "--num-seeds", "3", "--seeds-over-devices"],
-        "num_seeds is 3, .* over 2 devices: take a multiple",
+        "num_seeds is 3, .* over 2 devices: make it a multiple",
     ),
     "a convolution over a vector": (["--network.kind", "conv"], "network.kind is 'conv', .* use 'mlp'"),
     "a directory that cannot be made": (

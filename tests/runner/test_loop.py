@@ -213,7 +213,7 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
         assert line["finite"] == [True, True]
         np.testing.assert_allclose(line["loss"], info["loss"])
         assert line["chunk_seconds"] > 0
-        np.testing.assert_allclose(line["frames_per_second"], 20 / line["chunk_seconds"])
+        np.testing.assert_allclose(line["env_steps_per_second"], 20 / line["chunk_seconds"])
         if frames in (25, 55, 75, 105):
             np.testing.assert_allclose(line["eval_return"], weights, rtol=1e-6)
             assert line["eval_unfinished"] == [1, 1]

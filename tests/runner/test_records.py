@@ -38,7 +38,7 @@ def test_metrics_are_one_object_a_line_with_keys_in_order(tmp_path):
         {"frames": 20, "return": np.array([2.0, -np.inf]), "finite": np.array([True, True]), "loss": np.float32(0.5)},
     ]
     for line in lines:
-        records.metrics(line)
+        records.append_metrics(line)
     text = (tmp_path / METRICS).read_text()
     assert text == (
         '{"frames": 10, "return": [1.5, null], "finite": [true, false], "loss": null}\n'
@@ -65,7 +65,7 @@ def test_jsonable_is_strict_json():
 def test_returns_have_the_documented_columns_and_one_header(tmp_path):
     records = Records(tmp_path, resume=False)
     for frames in (10, 20):
-        records.returns(rows(frames))
+        records.append_returns(rows(frames))
     with open(tmp_path / RETURNS, newline="") as file:
         table = list(csv.reader(file))
     assert table[0] == ["seed", "client", "env_params", "frames", "updates", "return"]
@@ -79,12 +79,12 @@ def test_returns_have_the_documented_columns_and_one_header(tmp_path):
 
 def test_cut_goes_back_to_the_bytes_of_a_checkpoint(tmp_path):
     records = Records(tmp_path, resume=False)
-    records.metrics({"frames": 10})
-    records.returns(rows(10))
+    records.append_metrics({"frames": 10})
+    records.append_returns(rows(10))
     before, sizes = contents(tmp_path), records.sizes()
     assert sizes == {METRICS: 15, RETURNS: len(before[RETURNS])}
-    records.metrics({"frames": 20})
-    records.returns(rows(20))
+    records.append_metrics({"frames": 20})
+    records.append_returns(rows(20))
     with open(tmp_path / METRICS, "a") as file:
         file.write('{"fra')  # a line torn by a kill
     assert contents(tmp_path) != before
@@ -93,14 +93,14 @@ def test_cut_goes_back_to_the_bytes_of_a_checkpoint(tmp_path):
     Records(tmp_path, resume=True).cut({})
     assert contents(tmp_path) == {METRICS: b"", RETURNS: b""}
     # An emptied table gets its header again.
-    records.returns(rows(10))
+    records.append_returns(rows(10))
     assert contents(tmp_path)[RETURNS] == before[RETURNS]
 
 
 def test_sizes_are_of_what_is_on_disk(tmp_path, monkeypatch):
     """A checkpoint must not promise bytes that a power cut can take back."""
     records = Records(tmp_path, resume=False)
-    records.metrics({"frames": 10})
+    records.append_metrics({"frames": 10})
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(
@@ -112,8 +112,8 @@ def test_sizes_are_of_what_is_on_disk(tmp_path, monkeypatch):
 
 def test_too_short_metrics_are_refused_and_nothing_is_lost(tmp_path):
     records = Records(tmp_path, resume=False)
-    records.metrics({"frames": 10})
-    records.returns(rows(10))
+    records.append_metrics({"frames": 10})
+    records.append_returns(rows(10))
     before = contents(tmp_path)
     with pytest.raises(InputError, match=r"metrics\.jsonl has 15 bytes, and the checkpoint was saved at 16: restore the file"):
         records.cut({METRICS: 16, RETURNS: 5})
@@ -122,7 +122,7 @@ def test_too_short_metrics_are_refused_and_nothing_is_lost(tmp_path):
 
 def test_too_short_returns_are_refused_and_nothing_is_lost(tmp_path):
     records = Records(tmp_path, resume=False)
-    records.metrics({"frames": 10})
+    records.append_metrics({"frames": 10})
     before = contents(tmp_path)
     with pytest.raises(InputError, match=r"returns\.csv has 0 bytes, and the checkpoint was saved at 9: restore the file"):
         records.cut({METRICS: 5, RETURNS: 9})
@@ -131,8 +131,8 @@ def test_too_short_returns_are_refused_and_nothing_is_lost(tmp_path):
 
 def test_a_directory_that_holds_a_run_is_left_alone_without_resume(tmp_path):
     records = Records(tmp_path, resume=False)
-    records.metrics({"frames": 10})
-    records.config(config_dict(ExperimentConfig()))
+    records.append_metrics({"frames": 10})
+    records.write_config(config_dict(ExperimentConfig()))
     before = contents(tmp_path)
     with pytest.raises(InputError, match=r"run_dir .* already holds a run: add --resume .*, or name another") as refused:
         Records(tmp_path, resume=False)
@@ -172,7 +172,7 @@ def test_config_is_written_whole_and_read_back_without_versions(tmp_path):
     assert config["agent"]["learning_rate"] == 1e-4
     assert config["network"]["hidden_sizes"] == [128, 128]
     assert config["run_dir"] == str(tmp_path)
-    records.config(config)
+    records.write_config(config)
     written = json.loads((tmp_path / CONFIG).read_text())
     assert {"python", "jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy"} == written["versions"].keys()
     assert written["versions"]["numpy"] == np.__version__
@@ -184,7 +184,7 @@ def test_config_is_written_whole_and_read_back_without_versions(tmp_path):
 
 def test_summary_replaces_the_last(tmp_path):
     records = Records(tmp_path, resume=False)
-    records.summary({"final_returns": [1.0, None], "more": "x" * 100})
-    records.summary({"final_returns": [2.0, None], "devices": ["cpu:0"]})
+    records.write_summary({"final_returns": [1.0, None], "more": "x" * 100})
+    records.write_summary({"final_returns": [2.0, None], "devices": ["cpu:0"]})
     assert json.loads((tmp_path / SUMMARY).read_text()) == {"final_returns": [2.0, None], "devices": ["cpu:0"]}
     assert sorted(contents(tmp_path)) == [METRICS, RETURNS, SUMMARY]
