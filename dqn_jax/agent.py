@@ -128,7 +128,8 @@ def make_agent(
         time = state.clock.count
         sample_key, grad_key = jax.random.split(jax.random.fold_in(state.stream, time))
         sample = replay.sample(sample_key, state.replay)
-        info = {"replay_age": jnp.mean(sample.age.astype(jnp.float32))}
+        # In frames of the whole agent, whatever share of them this replay holds.
+        info = {"replay_age": num_shards * jnp.mean(sample.age.astype(jnp.float32))}
         return state.replace(clock=Clock(time + 1)), sample, grad_key, info
 
     def grad(state: AgentState) -> tuple[AgentState, Params, Info]:

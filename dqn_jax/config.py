@@ -262,6 +262,11 @@ class ExperimentConfig:
             f"total_frames is {self.total_frames}, and gathering experience alone takes {agent.warm_up_frames}: "
             "train for longer or lower agent.learning_starts",
         )
+        _require(
+            self.runner.log_every <= self.total_frames,
+            f"runner.log_every is {self.runner.log_every}, longer than total_frames {self.total_frames}: training goes on for "
+            "whole periods, so make it shorter",
+        )
         # Training ends with a whole chunk, so the last one may go this far past the budget.
         frames = self.total_frames + self.runner.log_every + agent.frames_per_step
         _require(

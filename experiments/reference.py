@@ -10,6 +10,7 @@ learning starts after exactly 10,000 frames. A time limit bootstraps in both.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def train():
         state = agent.warm_up(agent.init(stream_key(seed)))
         return jax.lax.scan(step, state, length=steps)[1]
 
-    devices = local_devices(None)
+    available = local_devices(None)
+    devices = available[: math.gcd(len(available), NUM_SEEDS)]
     seeds = np.arange(NUM_SEEDS, dtype=np.uint32).reshape(len(devices), -1)
     history = over(over(one_seed), devices=devices)(place(seeds, devices))
     return [np.asarray(values).reshape(NUM_SEEDS, steps) for values in history]

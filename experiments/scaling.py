@@ -11,9 +11,11 @@ import csv
 import dataclasses
 import json
 import math
+import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -27,6 +29,7 @@ SEEDS = range(8)
 THRESHOLD = 475.0
 MAX_UPDATES = 31_250
 UPDATES_PER_CHUNK = 625
+TIMED_TURNS = 7
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("arm", "devices", "learning_rate", "seed", "reached", "frames", "updates", "seconds", "updates_per_second")
 
@@ -64,15 +67,19 @@ def main(only_draw: bool = False) -> None:
     """
     if not only_draw:
         runtime.setup(4)
-        rows = [row for arm in arms() for row in train(arm)]
+        pace = seconds_per_update()
+        rows = []
+        for arm in arms():
+            per_update = pace[arm.devices, arm.config.batch_size]
+            speed = {"updates_per_second": 1 / per_update}
+            rows += [row | {"seconds": row["updates"] * per_update} | speed for row in train(arm)]
         write(rows)
     draw()
 
 
-def train(arm: Arm) -> list[dict]:
-    """Trains an arm until every seed has once reached the threshold, or has had its updates. One row per seed."""
+def make_driver(arm: Arm) -> tuple[Any, Any]:
+    """(driver, evaluation of every seed) of an arm."""
     import jax
-    import numpy as np
 
     from dqn_jax.distributed.data_parallel import make_data_parallel
     from dqn_jax.envs import make_env
@@ -82,43 +89,63 @@ def train(arm: Arm) -> list[dict]:
 
     env = make_env("CartPole-v1")
     network = make_network(QUICKSTART.network, env.obs_shape, env.num_actions)
-    driver = make_data_parallel(
-        env, network, arm.config, seeds=SEEDS, devices=local_devices(arm.devices), steps_per_chunk=UPDATES_PER_CHUNK
-    )
-    evaluate = jax.jit(jax.vmap(make_evaluate(env, network, 32)))
+    devices = local_devices(arm.devices)
+    driver = make_data_parallel(env, network, arm.config, seeds=SEEDS, devices=devices, steps_per_chunk=UPDATES_PER_CHUNK)
+    return driver, jax.jit(jax.vmap(make_evaluate(env, network, 32)))
+
+
+def train(arm: Arm) -> list[dict]:
+    """Trains an arm until every seed has stayed at the threshold for two evaluations, or has had its updates.
+
+    Returns one row per seed, which counts to the first of the two: one evaluation alone is too much a matter of luck.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dqn_jax.mapping import evaluation_key
+
+    driver, evaluate = make_driver(arm)
     state = driver.init()
-    chunk_of: dict[int, int] = {}
-    seconds = []
-    for chunk in range(1, MAX_UPDATES // UPDATES_PER_CHUNK + 1):
-        began = time.perf_counter()
+    above = np.zeros(len(SEEDS), bool)
+    reached: dict[int, int] = {}
+    chunk = 0
+    while chunk < MAX_UPDATES // UPDATES_PER_CHUNK and len(reached) < len(SEEDS):
+        chunk += 1
         state, _ = driver.step(state)
-        seconds.append(time.perf_counter() - began)
-        keys = jax.vmap(jax.random.key)(np.arange(len(SEEDS)) + 1_000_000 * chunk)
-        returns = np.asarray(evaluate(keys, driver.params(state)).returns).mean(axis=1)
-        for seed, value in zip(SEEDS, returns, strict=True):
-            if value >= THRESHOLD:
-                chunk_of.setdefault(seed, chunk)
-        if len(chunk_of) == len(SEEDS):
-            break
-    # The first chunk compiles, so a chunk's time is the median of the others'.
-    chunk_seconds = float(np.median(seconds[1:]))
-    print(f"{arm.name}, {arm.devices} device(s): {len(chunk_of)} of {len(SEEDS)} seeds reached {THRESHOLD:.0f}", flush=True)
+        keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.array(SEEDS), chunk)
+        before, above = above, np.asarray(evaluate(keys, driver.params(state)).returns).mean(axis=1) >= THRESHOLD
+        for seed in np.array(SEEDS)[before & above].tolist():
+            reached.setdefault(seed, chunk - 1)
+    print(f"{arm.name}, {arm.devices} device(s): {len(reached)} of {len(SEEDS)} seeds reached {THRESHOLD:.0f}", flush=True)
 
     def row(seed: int) -> dict:
-        chunks = chunk_of.get(seed, len(seconds))
+        chunks = reached.get(seed, chunk)
         return {
             "arm": arm.name,
             "devices": arm.devices,
             "learning_rate": arm.config.learning_rate,
             "seed": seed,
-            "reached": seed in chunk_of,
+            "reached": seed in reached,
             "frames": driver.initial_frames + chunks * driver.frames_per_step,
             "updates": chunks * UPDATES_PER_CHUNK,
-            "seconds": chunks * chunk_seconds,
-            "updates_per_second": UPDATES_PER_CHUNK / chunk_seconds,
         }
 
     return [row(seed) for seed in SEEDS]
+
+
+def seconds_per_update() -> dict[tuple[int, int], float]:
+    """{(devices, batch size): median seconds of an update of all seeds}, the contestants taking turns."""
+    shapes = {(arm.devices, arm.config.batch_size): arm for arm in arms()}
+    drivers = {shape: make_driver(arm)[0] for shape, arm in shapes.items()}
+    states = {shape: driver.step(driver.init())[0] for shape, driver in drivers.items()}
+    seconds: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
+    for _ in range(TIMED_TURNS):
+        for shape, driver in drivers.items():
+            began = time.perf_counter()
+            states[shape], _ = driver.step(states[shape])
+            seconds[shape].append((time.perf_counter() - began) / UPDATES_PER_CHUNK)
+    return {shape: statistics.median(values) for shape, values in seconds.items()}
 
 
 def write(rows: list[dict]) -> None:

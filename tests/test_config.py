@@ -92,6 +92,10 @@ COMBINATIONS = [
         (f"total_frames is {2**30}", "wrap", "fewer frames"),
     ),
     (
+        lambda: ExperimentConfig(total_frames=9_999),
+        ("runner.log_every is 10000", "total_frames 9999", "make it shorter"),
+    ),
+    (
         # 63 steps of 16 environments are the first to give 1000 frames.
         lambda: ExperimentConfig(total_frames=1008),
         ("total_frames is 1008", "takes 1008", "train for longer or lower agent.learning_starts"),
@@ -121,7 +125,9 @@ def test_a_bad_combination_is_refused_with_both_values(build, words):
         lambda: AgentConfig(num_envs=1, learning_starts=32, n_step=10),
         lambda: AgentConfig(num_envs=8, batch_size=16, replay_capacity=1000).check_shards(8),
         lambda: RunnerConfig(log_every=1, eval_every=1, eval_episodes=32, checkpoint_every=1, keep_checkpoints=1),
-        lambda: ExperimentConfig(seed=0, num_seeds=1, num_devices=None, max_episode_steps=1, total_frames=1009),
+        lambda: ExperimentConfig(
+            seed=0, num_seeds=1, num_devices=None, max_episode_steps=1, total_frames=1009, runner=RunnerConfig(log_every=1009)
+        ),
         lambda: ExperimentConfig(seed=MAX_COUNT - 2, num_seeds=2),
         lambda: ExperimentConfig(total_frames=2_000_000_000),
     ],

@@ -38,7 +38,7 @@ class _Progress:
     updates: int = 0
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
-    """Until the end of each process's first chunk: nearly all of it is compilation."""
+    """What each process's start and first chunk took beyond the time of its second chunk."""
     timed_frames: int = 0
     """Frames, of all seeds, of the chunks whose time is in `timed_seconds`: all but each process's first, which compiles."""
     timed_seconds: float = 0.0
@@ -84,6 +84,7 @@ class _Run:
         self.sizes = saved.pop("sizes")
         self.progress = _Progress(**saved)
         self.elapsed_before = self.progress.wall_seconds
+        self.chunks = 0
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from. Refuses before anything on disk is changed."""
@@ -101,11 +102,9 @@ class _Run:
             with Display(self.config.total_frames, self.progress.frames) as display:
                 self._greet(display)
                 state = self._start()
-                first = True
                 while self.progress.frames < self.config.total_frames and stop.signum is None:
                     before = self.progress.frames
-                    state, info = self._step(state, first)
-                    first = False
+                    state, info = self._step(state)
                     line = self._line(info)
                     if _crossed(runner.eval_every, before, self.progress.frames):
                         line |= self._evaluation(state)
@@ -137,22 +136,27 @@ class _Run:
             display.say(f"resuming {self.run_dir} at {self.progress.frames:,} frames")
         display.say(f"{self.config.num_seeds} seed(s) on {', '.join(self.driver.devices)}")
 
-    def _step(self, state: Any, first: bool) -> tuple[Any, Info]:
+    def _step(self, state: Any) -> tuple[Any, Info]:
         begin = time.perf_counter()
         state, info = self.driver.step(state)
         info = {name: np.asarray(values) for name, values in info.items()}
         self.seconds = time.perf_counter() - begin
         self.progress.frames += self.driver.frames_per_step
         self.progress.updates += self.driver.updates_per_step
-        if first:
+        self.chunks += 1
+        if self.chunks == 1:
             self.progress.compile_seconds += time.perf_counter() - self.started
         else:
+            self.progress.compile_seconds -= self.seconds if self.chunks == 2 else 0.0
             self.progress.timed_frames += self.driver.frames_per_step * self.config.num_seeds
             self.progress.timed_seconds += self.seconds
         return state, info
 
     def _line(self, info: Info) -> dict[str, Any]:
-        """One line of metrics, its keys always the same; lists have one entry per seed."""
+        """One line of metrics, its keys always the same; lists have one entry per seed.
+
+        `frames` and `updates` are those of each seed, `env_steps` are of all of them.
+        """
         info = dict(info)
         episodes, return_sum = info["episodes"], info.pop("return_sum")
         env_steps = self.driver.frames_per_step * self.config.num_seeds
@@ -165,7 +169,8 @@ class _Run:
             "eval_return": None,
             "eval_unfinished": None,
             "chunk_seconds": self.seconds,
-            "env_steps_per_second": env_steps / self.seconds,
+            # The first chunk's time is mostly compilation.
+            "env_steps_per_second": env_steps / self.seconds if self.chunks > 1 else None,
             "wall_seconds": self._elapsed(),
         }
 
@@ -231,7 +236,8 @@ class _Run:
             "final_unfinished_episodes": int(np.sum(~np.asarray(result.finished))),
             "frames_per_seed": progress.frames,
             "env_steps": progress.frames * self.config.num_seeds,
-            "updates": progress.updates,
+            "updates_per_seed": progress.updates,
+            "updates": progress.updates * self.config.num_seeds,
             "env_steps_per_second": progress.timed_frames / progress.timed_seconds if progress.timed_seconds else None,
             "compile_seconds": progress.compile_seconds,
             "wall_seconds": self._elapsed(),

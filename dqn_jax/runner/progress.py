@@ -37,7 +37,9 @@ class Display:
 
     def update(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics."""
-        text = f"{line['frames']:,}/{self.total_frames:,} frames  {line['env_steps_per_second']:,.0f}/s  {_describe(line)}"
+        rate = line["env_steps_per_second"]
+        speed = "compiled" if rate is None else f"{rate:,.0f}/s"
+        text = f"{line['frames']:,}/{self.total_frames:,} frames  {speed}  {_describe(line)}"
         self._progress.update(self._task, completed=min(line["frames"], self.total_frames), text=text)
         if line["eval_return"] is not None and not self.console.is_terminal:
             self.say(text)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dqn_jax.distributed.data_parallel import from_config
+from dqn_jax.mapping import evaluation_key
 from dqn_jax.presets import QUICKSTART
 
 
@@ -17,7 +18,7 @@ def final_returns(config):
     for _ in range((config.total_frames - driver.initial_frames) // driver.frames_per_step):
         state, _ = driver.step(state)
     driver.check(state)
-    keys = jax.vmap(jax.random.key)(np.arange(config.num_seeds))
+    keys = jax.vmap(evaluation_key, in_axes=(0, None))(np.array(config.seeds), config.total_frames)
     return np.asarray(jax.jit(jax.vmap(evaluate))(keys, driver.params(state)).returns).mean(axis=1)
 
 

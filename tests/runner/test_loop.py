@@ -196,7 +196,8 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
     np.testing.assert_allclose(summary["final_return_iqm"], last.mean(), rtol=1e-6)
     np.testing.assert_allclose(summary["final_return_min"], last.min(), rtol=1e-6)
     np.testing.assert_allclose(summary["final_return_ci95"], [last.min(), last.max()], rtol=1e-6)
-    assert (summary["env_steps"], summary["updates"], summary["frames_per_seed"]) == (210, 40, 105)
+    assert (summary["env_steps"], summary["frames_per_seed"]) == (210, 105)
+    assert (summary["updates"], summary["updates_per_seed"]) == (80, 40)
     assert summary["final_unfinished_episodes"] == 2
     assert summary["devices"] == ["fake:0", "fake:1"]
     assert 0 < summary["compile_seconds"] < summary["wall_seconds"]
@@ -213,7 +214,9 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
         assert line["finite"] == [True, True]
         np.testing.assert_allclose(line["loss"], info["loss"])
         assert line["chunk_seconds"] > 0
-        np.testing.assert_allclose(line["env_steps_per_second"], 20 / line["chunk_seconds"])
+        # The first chunk's time is mostly compilation.
+        rate = line["env_steps_per_second"]
+        assert rate is None if chunk == 1 else rate == pytest.approx(20 / line["chunk_seconds"])
         if frames in (25, 55, 75, 105):
             np.testing.assert_allclose(line["eval_return"], weights, rtol=1e-6)
             assert line["eval_unfinished"] == [1, 1]
@@ -485,7 +488,7 @@ def test_a_real_run_ends_with_every_file(tmp_path, real_driver, plotted):
     # Three acts of four environments to start, the first of which stores nothing (n = 2); then chunks of ten.
     assert driver.initial_frames == 12
     assert [line["frames"] for line in read_metrics(tmp_path)] == [52, 92, 132, 172, 212, 252]
-    assert (summary["frames_per_seed"], summary["env_steps"], summary["updates"]) == (252, 504, 60)
+    assert (summary["frames_per_seed"], summary["env_steps"], summary["updates"]) == (252, 504, 120)
     assert saved(tmp_path) == [132, 252]
     assert sorted(read_returns(tmp_path)) == [132, 252]
     assert len(summary["final_returns"]) == 2
