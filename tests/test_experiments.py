@@ -34,12 +34,18 @@ def test_benchmark_writes_every_key(benchmark, tmp_path, monkeypatch):
     """Shortened to what must compile anyway: one environment is enough to see that the parts fit together."""
     monkeypatch.setattr(benchmark, "on_one_core", lambda measure, *args: {"iteration_over_floor": 1.0, "pmap_over_jit": 1.0})
     monkeypatch.setattr(benchmark, "BREAKOUT", dataclasses.replace(benchmark.BREAKOUT, replay_capacity=1_600))
+    started = []
+    monkeypatch.setattr(benchmark, "start_and_step", started.append)
     rates = {name: float(len(str(name))) for name in (1, 2, 4, 16)}
     monkeypatch.setattr(benchmark, "frames_per_second", lambda drivers, turns: {name: rates[name] for name in drivers})
     out = tmp_path / "results" / "benchmark.json"
     results = benchmark.main(benchmark.Options(out=out, quick=True))
     written = json.loads(out.read_text())
     assert written == results
+    # Each driver twice: with compilation and without.
+    assert [driver.frames_per_step for driver in started] == [16] * 4
+    assert started[0] is started[1]
+    assert started[2] is started[3]
     assert written.keys() >= BENCHMARK_KEYS
     assert all(isinstance(value, (str, int, float)) for value in written.values())
     # 50 bytes an observation, twice, and four each for action, reward and discount.

@@ -72,11 +72,6 @@ def arm(point: str, driver):
             kill()
         return original(file)
 
-    def rename(source, target):
-        if due("save"):
-            kill()
-        return original(source, target)
-
     def flush_directory(directory):
         if due("save"):
             kill()
@@ -93,7 +88,6 @@ def arm(point: str, driver):
         return driver._replace(step=step)
     owner, name, deadly = {
         "torn_arrays": (checkpoint, "_flush", flush),
-        "before_rename": (os, "rename", rename),
         "after_rename": (checkpoint, "_flush_directory", flush_directory),
         "torn_line": (Records, "append_metrics", metrics),
     }[kind]
