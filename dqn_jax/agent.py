@@ -50,14 +50,16 @@ class Agent(NamedTuple):
 
     init: Callable[..., AgentState]
     """(key, env_params=the environment's, hyperparams=the config's, shard=0) -> state."""
-    act: Callable[[AgentState], tuple[AgentState, Info]]
-    """One epsilon-greedy step of every environment, stored."""
+    act: Callable[..., tuple[AgentState, Info]]
+    """(state, active=True): one epsilon-greedy step of every environment, stored where `active` ([] bool) is true."""
     grad: Callable[[AgentState], tuple[AgentState, Params, Info]]
     """state -> (state, gradients on a sampled batch, info): what a worker sends to a parameter server."""
     learn: Callable[..., tuple[AgentState, Info]]
     """(state, correction=None): one update on a sampled batch."""
     step: Callable[..., tuple[AgentState, Info]]
-    """(state, correction=None): `acts_per_step` acts, then `updates_per_step` updates."""
+    """(state, correction=None, active=True): `acts_per_step` acts, then `updates_per_step` updates.
+
+    Where `active` ([] bool) is false the state stays as it is; the info is of the step not taken."""
     warm_up: Callable[[AgentState], AgentState]
     """Acts until `learning_starts` frames are stored; `learn` needs it once, before the first update."""
 
@@ -71,6 +73,7 @@ def hyperparams_of(config: AgentConfig) -> Hyperparams:
             epsilon_start=jnp.float32(config.epsilon_start),
             epsilon_end=jnp.float32(config.epsilon_end),
             epsilon_decay_frames=jnp.int32(config.epsilon_decay_frames),
+            epsilon_first_frame=jnp.int32(0),
         ),
         learner=LearnerHyperparams(
             learning_rate=jnp.float32(config.learning_rate),
@@ -119,9 +122,9 @@ def make_agent(
             clock=Clock(jnp.int32(0)),
         )
 
-    def act(state: AgentState) -> tuple[AgentState, Info]:
+    def act(state: AgentState, active: jax.Array | bool = True) -> tuple[AgentState, Info]:
         actor_state, transitions, valid, info = actor.act(state.actor, state.learner.params)
-        return state.replace(actor=actor_state, replay=replay.add(state.replay, transitions, valid)), info
+        return state.replace(actor=actor_state, replay=replay.add(state.replay, transitions, valid & active)), info
 
     def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array, Info]:
         """A batch, the key to learn from it with, and the mean age of its transitions."""
@@ -142,9 +145,14 @@ def make_agent(
         learner_state, _, learn_info = learner.step(state.learner, sample, key, correction)
         return state.replace(learner=learner_state), info | learn_info
 
-    def step(state: AgentState, correction: Correction | None = None) -> tuple[AgentState, Info]:
-        state, act_info = repeat(act, config.acts_per_step)(state)
+    def step(
+        state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
+    ) -> tuple[AgentState, Info]:
+        before = state
+        state, act_info = repeat(lambda state: act(state, active), config.acts_per_step)(state)
         state, learn_info = repeat(lambda state: learn(state, correction), config.updates_per_step)(state)
+        if active is not True:
+            state = _select(jnp.asarray(active), state, before)
         return state, act_info | learn_info
 
     def warm_up(state: AgentState) -> AgentState:
@@ -197,6 +205,14 @@ def reduce_info(infos: Info) -> Info:
     Counts are added, flags must all hold, epsilon is the last, q_max the largest; the rest are means.
     """
     return {name: _REDUCTIONS[name](values) for name, values in infos.items()}
+
+
+def _select(active: jax.Array, new: AgentState, old: AgentState) -> AgentState:
+    """`new` where `active`, else `old`, leaf by leaf; but the stored transitions are new's, into which nothing was written."""
+    storage = new.replay.storage
+    new, old = (state.replace(replay=state.replay.replace(storage=())) for state in (new, old))
+    state = jax.tree.map(lambda x, y: jnp.where(active, x, y), new, old)
+    return state.replace(replay=state.replay.replace(storage=storage))
 
 
 def _example(env: Environment) -> Transition:

@@ -21,7 +21,8 @@ class TrainingError(RuntimeError):
     """A run that must not go on: a loss that is not finite, replicas that differ. The message says where and what to do."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises InputError with the message unless the condition holds."""
     if not condition:
         raise InputError(message)
 
@@ -30,40 +31,40 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _choices(section: str, config: Any) -> None:
-    """Fields of type bool or Literal have one of their values."""
+def check_choices(section: str, config: Any) -> None:
+    """Fields of type bool or Literal have one of their values; else InputError."""
     for name, kind in get_type_hints(type(config)).items():
         options = get_args(kind) if get_origin(kind) is Literal else (True, False) if kind is bool else None
         value = getattr(config, name)
         if options is not None:
             words = ", ".join(map(repr, options))
-            _require(
+            require(
                 any(value is option or value == option for option in options),
                 f"{section}{name} is {value!r}: give one of {words}",
             )
 
 
-def _whole(section: str, config: Any, *names: str, least: int = 1) -> None:
-    """Each named field is a whole number from `least` to what an int32 counter can hold."""
+def check_whole(section: str, config: Any, *names: str, least: int = 1) -> None:
+    """Each named field is a whole number from `least` to what an int32 counter can hold; else InputError."""
     for name in names:
         value = getattr(config, name)
-        _require(
+        require(
             _is_whole(value) and least <= value <= MAX_COUNT,
             f"{section}{name} is {value}: give a whole number from {least} to {MAX_COUNT} (device counters are 32-bit)",
         )
 
 
-def _number(
+def check_number(
     section: str, config: Any, *names: str, low: float = 0.0, high: float = _MAX_NUMBER, open_low: bool = False
 ) -> None:
-    """Each named field is a finite number in [low, high], or in (low, high] when `open_low`."""
+    """Each named field is a finite number in [low, high], or in (low, high] when `open_low`; else InputError."""
     for name in names:
         value = getattr(config, name)
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
         inside = real and low <= value <= high
         bound = f"above {low:g}" if open_low else f"of at least {low:g}"
         limit = "" if high == _MAX_NUMBER else f" and at most {high:g}"
-        _require(inside and not (open_low and value == low), f"{section}{name} is {value}: give a finite number {bound}{limit}")
+        require(inside and not (open_low and value == low), f"{section}{name} is {value}: give a finite number {bound}{limit}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +80,12 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         sizes = self.hidden_sizes
-        _require(
+        require(
             isinstance(sizes, tuple) and len(sizes) > 0 and all(_is_whole(size) and size > 0 for size in sizes),
             f"network.hidden_sizes is {sizes}: give a tuple of at least one width, each a positive whole number",
         )
-        _choices("network.", self)
-        _whole("network.", self, "channels")
+        check_choices("network.", self)
+        check_whole("network.", self, "channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,31 +145,31 @@ class AgentConfig:
     """Frames over which epsilon falls."""
 
     def __post_init__(self) -> None:
-        _choices("agent.", self)
+        check_choices("agent.", self)
         counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity", "learning_starts")
-        _whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
-        _number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
-        _number("agent.", self, "target_rate", high=1.0, open_low=True)
-        _number("agent.", self, "rmsprop_decay", high=0.9999, open_low=True)
-        _number("agent.", self, "learning_rate", "optimizer_eps", open_low=True)
+        check_whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
+        check_number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
+        check_number("agent.", self, "target_rate", high=1.0, open_low=True)
+        check_number("agent.", self, "rmsprop_decay", high=0.9999, open_low=True)
+        check_number("agent.", self, "learning_rate", "optimizer_eps", open_low=True)
         if self.max_grad_norm is not None:
-            _number("agent.", self, "max_grad_norm", open_low=True)
-        _require(
+            check_number("agent.", self, "max_grad_norm", open_low=True)
+        require(
             self.batch_size <= self.replay_capacity,
             f"agent.batch_size is {self.batch_size}, larger than agent.replay_capacity {self.replay_capacity}: "
             "shrink the batch or keep more transitions",
         )
-        _require(
+        require(
             self.replay_capacity % self.num_envs == 0,
             f"agent.replay_capacity is {self.replay_capacity}, not a multiple of agent.num_envs {self.num_envs}: "
             f"take {-(-self.replay_capacity // self.num_envs) * self.num_envs}",
         )
-        _require(
+        require(
             self.learning_starts >= self.batch_size,
             f"agent.learning_starts is {self.learning_starts}, less than agent.batch_size {self.batch_size}: "
             "gather at least one batch before learning",
         )
-        _require(
+        require(
             self.epsilon_schedule == "linear" or min(self.epsilon_start, self.epsilon_end) > 0,
             f"agent.epsilon_start is {self.epsilon_start} and agent.epsilon_end {self.epsilon_end}: "
             "an exponential schedule needs both above 0, a linear one does not",
@@ -194,7 +195,7 @@ class AgentConfig:
         # The replay needs no check: its capacity is a multiple of the environments.
         for name in ("num_envs", "batch_size"):
             value = getattr(self, name)
-            _require(
+            require(
                 value % num_shards == 0,
                 f"agent.{name} is {value}, which does not divide over {num_shards} devices: make it a multiple of {num_shards}",
             )
@@ -202,22 +203,26 @@ class AgentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunnerConfig:
-    """How often a run logs, evaluates and saves. All periods are frames of one seed."""
+    """How often a run logs, evaluates and saves. All periods are frames of one seed; of a federated run, rounds."""
 
     log_every: int = 10_000
-    """Frames between two lines of metrics; one compiled chunk, so also the time Ctrl-C can take."""
+    """Frames (or rounds) between two lines of metrics; one compiled chunk, so also the time Ctrl-C can take."""
     eval_every: int = 50_000
-    """Frames between two greedy evaluations."""
+    """Frames (or rounds) between two greedy evaluations."""
     eval_episodes: int = 32
-    """Greedy episodes of an evaluation, for every seed."""
+    """Greedy episodes of an evaluation, for every seed (and every environment)."""
+    threshold: float | None = None
+    """Greedy return whose first crossing the summary reports; None reports none."""
     checkpoint_every: int = 100_000
-    """Frames between two checkpoints."""
+    """Frames (or rounds) between two checkpoints."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        _whole("runner.", self, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-        _whole("runner.", self, "eval_episodes", least=32)
+        check_whole("runner.", self, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        check_whole("runner.", self, "eval_episodes", least=32)
+        if self.threshold is not None:
+            check_number("runner.", self, "threshold", low=-MAX_COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,28 +253,28 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run_dir", Path(self.run_dir))
-        _choices("", self)
-        _whole("", self, "num_seeds", "total_frames")
-        _whole("", self, "seed", least=0)
-        _whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))
-        _require(
+        check_choices("", self)
+        check_whole("", self, "num_seeds", "total_frames")
+        check_whole("", self, "seed", least=0)
+        check_whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))
+        require(
             self.seed + self.num_seeds <= MAX_COUNT,
             f"seed is {self.seed}, and the last of {self.num_seeds} seeds would pass {MAX_COUNT}: start lower",
         )
         agent = self.agent
-        _require(
+        require(
             self.total_frames > agent.warm_up_frames,
             f"total_frames is {self.total_frames}, and gathering experience alone takes {agent.warm_up_frames}: "
             "train for longer or lower agent.learning_starts",
         )
-        _require(
+        require(
             self.runner.log_every <= self.total_frames,
             f"runner.log_every is {self.runner.log_every}, longer than total_frames {self.total_frames}: training goes on for "
             "whole periods, so make it shorter",
         )
         # Training ends with a whole chunk, so the last one may go this far past the budget.
         frames = self.total_frames + self.runner.log_every + agent.frames_per_step
-        _require(
+        require(
             max(frames, frames // agent.frames_per_step * agent.updates_per_step) <= MAX_COUNT,
             f"total_frames is {self.total_frames}, and device counters would wrap at {MAX_COUNT} frames or updates: "
             "train for fewer frames",
@@ -279,6 +284,11 @@ class ExperimentConfig:
     def seeds(self) -> range:
         """One seed for each repetition."""
         return range(self.seed, self.seed + self.num_seeds)
+
+    @property
+    def budget(self) -> int:
+        """Frames of each seed."""
+        return self.total_frames
 
     @property
     def steps_per_chunk(self) -> int:

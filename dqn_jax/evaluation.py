@@ -5,11 +5,12 @@ A window of fixed length would favour short episodes; so would taking whichever 
 Shapes: E episodes.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dqn_jax.envs import Environment, EnvParams, reset_key
 from dqn_jax.networks import Network
@@ -25,6 +26,35 @@ class Evaluation(NamedTuple):
     """[E] int32 steps."""
     finished: jax.Array
     """[E] bool; an episode still running at the cap has the return so far."""
+
+
+class Evaluator(NamedTuple):
+    """How a run evaluates: what `runner.run` needs to know of it."""
+
+    play: Callable[[jax.Array, Params], tuple[Any, Any]]
+    """(keys [S], parameters of the driver) -> (mean returns [S, C], episodes [S] that ran into the cap), C columns."""
+    columns: list[list[dict[str, Any]]]
+    """What column c of seed s is, for `returns.csv`: its policy, split, client and env_params."""
+    describe: Callable[[np.ndarray], dict[str, np.ndarray]]
+    """[S, C] returns -> named numbers of each seed, `eval_return` among them."""
+
+
+def one_environment(evaluate: Callable[..., Evaluation], seeds: Sequence[int], fields: dict[str, Any]) -> Evaluator:
+    """The evaluator of one policy in one environment: `eval_return` is its mean return.
+
+    Args:
+      evaluate: as `make_evaluate` makes it.
+      seeds: one for each repetition.
+      fields: parameters in which the environment differs from the default.
+    """
+    column = {"policy": "global", "split": "seen", "client": 0, "env_params": fields}
+
+    @jax.jit
+    def play(keys: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
+        result = jax.vmap(evaluate)(keys, params)
+        return jnp.mean(result.returns, axis=1, keepdims=True), jnp.sum(~result.finished, axis=1)
+
+    return Evaluator(play, [[column] for _ in seeds], lambda returns: {"eval_return": returns[:, 0]})
 
 
 def make_evaluate(

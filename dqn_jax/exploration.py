@@ -64,4 +64,5 @@ def _fraction(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
     """Share of the decay that is over, in [0, 1]."""
     chex.assert_rank(frames, 0)
     chex.assert_type(frames, int)
-    return jnp.minimum(frames, hyperparams.epsilon_decay_frames) / hyperparams.epsilon_decay_frames
+    since = jnp.clip(frames - hyperparams.epsilon_first_frame, 0, hyperparams.epsilon_decay_frames)
+    return since / hyperparams.epsilon_decay_frames

@@ -6,7 +6,7 @@ Shapes: B batch.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax
@@ -29,6 +29,8 @@ class LearnerState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     hyperparams: LearnerHyperparams
     updates: Clock
+    memory: Any = ()
+    """What a correction keeps from one update to the next; nothing without one that does."""
 
 
 class Learner(NamedTuple):
@@ -100,15 +102,18 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
         return grads, td_abs, info
 
     def apply(state: LearnerState, grads: Params, correction: Correction | None = None) -> tuple[LearnerState, Info]:
+        memory = state.memory
         if correction is not None:
-            grads = correction(grads, state.params)
+            grads, memory = correction(grads, state.params, memory)
         optimizer = _optimizer(config, state.hyperparams)
         deltas, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, deltas)
         updates = state.updates.count + 1
         target_params = _update_target(params, state.target_params, updates, state.hyperparams.target_rate)
         info = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(deltas)}
-        state = state.replace(params=params, target_params=target_params, opt_state=opt_state, updates=Clock(updates))
+        state = state.replace(
+            params=params, target_params=target_params, opt_state=opt_state, updates=Clock(updates), memory=memory
+        )
         return state, info
 
     def _update_target(params: Params, target_params: Params, updates: jax.Array, rate: jax.Array) -> Params:

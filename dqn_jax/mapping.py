@@ -10,27 +10,30 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dqn_jax.config import InputError
 from dqn_jax.types import Clock
 
-
-def lane_axes(tree: chex.ArrayTree) -> Any:
-    """`vmap` axes of a state: 0 for each leaf, None for a `Clock`, which the lanes share."""
-    return jax.tree.map(lambda x: None if isinstance(x, Clock) else 0, tree, is_leaf=lambda x: isinstance(x, Clock))
+# Streams of a run that are nobody's experience. No learner has these numbers.
+EVALUATIONS, PLANS, ENVIRONMENTS = (np.uint32(2**32 - 1 - n) for n in range(3))
 
 
-def stream_key(seed: jax.Array | int, index: jax.Array | int = 0) -> jax.Array:
+def lane_axes(tree: chex.ArrayTree, share_clocks: bool = True) -> Any:
+    """`vmap` axes of a state: 0 for each leaf, None for a `Clock`, unless the lanes' clocks differ."""
+    clock_axis = None if share_clocks else 0
+    return jax.tree.map(lambda x: clock_axis if isinstance(x, Clock) else 0, tree, is_leaf=lambda x: isinstance(x, Clock))
+
+
+def stream_key(seed: jax.Array | int, index: jax.Array | np.uint32 | int = 0) -> jax.Array:
     """The key that learner `index` of a run draws everything from; a single learner is number 0."""
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
-def evaluation_key(seed: jax.Array | int, frames: jax.Array | int) -> jax.Array:
-    """The key of the evaluation after `frames` frames; no learner has the number it folds in."""
-    return jax.random.fold_in(stream_key(seed, jnp.uint32(2**32 - 1)), frames)
+def evaluation_key(seed: jax.Array | int, done: jax.Array | int) -> jax.Array:
+    """The key of the evaluation after `done` frames or rounds."""
+    return jax.random.fold_in(stream_key(seed, EVALUATIONS), done)
 
 
 def over(

@@ -15,8 +15,8 @@ Params: TypeAlias = Any
 Info: TypeAlias = dict[str, Any]
 """Named numbers about what a function did: arrays, on device or host."""
 
-Correction: TypeAlias = Callable[[Params, Params], Params]
-"""A change to gradients before clipping: `(grads, params) -> grads`."""
+Correction: TypeAlias = Callable[[Params, Params, Any], tuple[Params, Any]]
+"""A change to gradients before clipping: `(grads, params, memory) -> (grads, memory)`, the memory being the learner's."""
 
 
 class Clock(flax.struct.PyTreeNode):
@@ -65,6 +65,8 @@ class ActorHyperparams(NamedTuple):
     epsilon_end: jax.Array
     epsilon_decay_frames: jax.Array
     """[] int32."""
+    epsilon_first_frame: jax.Array
+    """[] int32 frame of the agent at which the decay begins."""
 
 
 class LearnerHyperparams(NamedTuple):
@@ -86,20 +88,26 @@ class Hyperparams(NamedTuple):
 class Driver(NamedTuple):
     """One way of training: what `runner.run` needs to know of it.
 
-    `state` is whatever the driver carries. One call of `step` is one compiled chunk. Counts are of one seed.
+    `state` is whatever the driver carries. One call of `step` is one compiled chunk.
     """
 
     init: Callable[[], Any]
     """() -> state, after the warm-up."""
     step: Callable[[Any], tuple[Any, Info]]
-    """state (donated) -> (state, info with leaves [S])."""
+    """state (donated) -> (state, info with leaves [S]), among them the `frames` and `updates` of the chunk, int."""
     params: Callable[[Any], Params]
     """state -> online parameters, leaves [S, ...], on one device."""
     check: Callable[[Any], None]
     """Raises TrainingError where the state breaks the driver's own promise, as unequal replicas do."""
+    complaint: Callable[[Info], str | None]
+    """info -> what is wrong with the chunk, naming the learners and a remedy; None where nothing is."""
+    unit: str
+    """What budgets and periods count: "frames" of one seed, or "rounds"."""
+    initial: int
+    """Units done by `init`."""
+    per_step: int
+    """Units of a call of `step`."""
     initial_frames: int
-    """Frames taken by `init`."""
-    frames_per_step: int
-    updates_per_step: int
+    """Frames of one seed taken by `init`."""
     devices: tuple[str, ...]
     """Names of the devices it runs on."""

@@ -6,10 +6,8 @@
 Runs unchanged on a GPU. On a CPU every device is one thread, so one device is one core.
 """
 
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import os
 import statistics
 import time
@@ -21,6 +19,7 @@ import tyro
 
 from dqn_jax import runtime
 from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
 
 # The setting of the published peers: CleanRL's dqn_jax with ten environments instead of ten steps of one.
 CARTPOLE = AgentConfig(num_envs=10, batch_size=128, learning_starts=1_000, learning_rate=2.5e-4, target_period=50)
@@ -61,20 +60,6 @@ def main(options: Options) -> dict[str, Any]:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n")
     return results
-
-
-def on_one_core(measure: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """`measure(*args)` in a process of its own, with one device and, where the system can, one core."""
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn, initializer=keep_to_one_core) as process:
-        return process.submit(measure, *args).result()
-
-
-def keep_to_one_core() -> None:
-    """Before jax starts its threads, which inherit it."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    runtime.setup(1)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -241,53 +226,10 @@ def make_driver(name: str, num_devices: int, num_seeds: int, steps: int, seeds_o
     )
 
 
-@dataclasses.dataclass
-class Contestant:
-    """A state that is stepped: every turn continues where the last one ended."""
-
-    state: Any
-    step: Callable[[Any], tuple[Any, Any]]
-
-    def turn(self) -> float:
-        """Seconds of one call."""
-        import jax
-
-        began = time.perf_counter()
-        self.state, _ = self.step(self.state)
-        jax.block_until_ready(self.state)
-        return time.perf_counter() - began
-
-
-def take_turns(contestants: dict[Any, Contestant], turns: int) -> dict[Any, list[float]]:
-    """Seconds of every turn; contestants alternate, so a machine that slows down slows them all. The first turn compiles."""
-    for contestant in contestants.values():
-        contestant.turn()
-    rounds = [{name: contestant.turn() for name, contestant in contestants.items()} for _ in range(turns)]
-    return {name: [seconds[name] for seconds in rounds] for name in contestants}
-
-
 def frames_per_second(drivers: dict[Any, tuple[Any, int]], turns: int) -> dict[Any, float]:
     """Median frames/s, over all seeds, of each (driver, number of seeds)."""
     seconds = take_turns({name: Contestant(driver.init(), driver.step) for name, (driver, _) in drivers.items()}, turns)
-    return {
-        name: driver.frames_per_step * seeds / statistics.median(seconds[name]) for name, (driver, seeds) in drivers.items()
-    }
-
-
-def median_ratio(above: list[float], below: list[float]) -> float:
-    """Median over the turns of the ratio within a turn."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def print_table(results: dict[str, Any]) -> None:
-    """Prints one row per key."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("measured", "value")
-    for name, value in results.items():
-        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    return {name: driver.per_step * seeds / statistics.median(seconds[name]) for name, (driver, seeds) in drivers.items()}
 
 
 if __name__ == "__main__":

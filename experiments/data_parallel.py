@@ -22,8 +22,8 @@ def main() -> None:
     from dqn_jax.distributed.data_parallel import from_config
     from dqn_jax.runner.loop import run
 
-    driver, evaluate = from_config(config)
-    run(driver, config, evaluate)
+    driver, evaluator = from_config(config)
+    run(driver, config, evaluator)
 
 
 if __name__ == "__main__":

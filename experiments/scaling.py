@@ -127,7 +127,7 @@ def train(arm: Arm) -> list[dict]:
             "learning_rate": arm.config.learning_rate,
             "seed": seed,
             "reached": seed in reached,
-            "frames": driver.initial_frames + chunks * driver.frames_per_step,
+            "frames": driver.initial_frames + chunks * driver.per_step,
             "updates": chunks * UPDATES_PER_CHUNK,
         }
 

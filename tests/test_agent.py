@@ -221,12 +221,68 @@ def test_a_second_chunk_does_not_trace_again(ready):
 
 
 def test_correction_reaches_every_update(ready):
-    still = lambda grads, params: jax.tree.map(jnp.zeros_like, grads)  # noqa: E731
+    still = lambda grads, params, memory: (jax.tree.map(jnp.zeros_like, grads), memory)  # noqa: E731
     state, _ = jax.jit(functools.partial(AGENT.step, correction=still))(ready)
     assert_same(state.learner.params, ready.learner.params)
     assert clocks(state) == (6, 20, 3)
     with pytest.raises(AssertionError):
         assert_same(step(ready)[0].learner.params, ready.learner.params)
+
+
+@jax.jit
+def step_if(state, active):
+    return AGENT.step(state, None, active)[0]
+
+
+def test_an_inactive_step_changes_nothing(ready):
+    """To the last bit, the stored transitions among it; also where the ring has gone round."""
+    later = chunk(chunk(ready)[0])[0]
+    assert int(later.replay.added.count) > CONFIG.replay_capacity
+    for state in (ready, later):
+        assert_same(step_if(state, jnp.array(False)), state)
+
+
+def test_an_active_step_is_the_plain_one(ready):
+    after = step_if(ready, jnp.array(True))
+    assert_same(after, step(ready)[0], rtol=1e-6)
+    assert clocks(after) == (6, 20, 3)
+
+
+@pytest.mark.parametrize("n_step", [1, 2])
+def test_an_inactive_act_stores_nothing(n_step):
+    """It is the replay's alone to refuse: the environments go on."""
+    config = dataclasses.replace(CONFIG, n_step=n_step)
+    state = start(config, KEY)[1]
+    act_if = jax.jit(make_agent(ENV, NETWORK, config).act)
+    stored, refused = (act_if(state, jnp.array(active))[0] for active in (True, False))
+    assert_same(refused.replay, state.replay)
+    assert_same(refused.actor, stored.actor)
+    assert int(stored.replay.added.count) == 16
+    assert not np.array_equal(stored.replay.storage.s_t, state.replay.storage.s_t)
+
+
+def test_lanes_are_active_each_for_itself():
+    """A lane with clocks of its own is the agent alone, stepped as often as the lane was active."""
+    mask = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]], bool)
+    alone = [start(CONFIG, jax.random.key(lane))[1] for lane in range(3)]
+    # What a correction remembers belongs to the lane too: here it counts updates, and changes no gradient.
+    count = lambda grads, params, memory: (grads, memory + 1)  # noqa: E731
+    counting = [state.replace(learner=state.learner.replace(memory=jnp.int32(0))) for state in alone]
+    lanes = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))(*counting)
+    axes = lane_axes(lanes, share_clocks=False)
+    step_lanes = jax.jit(jax.vmap(lambda state, active: AGENT.step(state, count, active)[0], (axes, 0), axes))
+
+    for active in mask:
+        before, lanes = arrays(lanes), step_lanes(lanes, jnp.array(active))
+        for name, values in arrays(lanes).items():
+            np.testing.assert_array_equal(values[~active], before[name][~active], err_msg=name)
+    assert lanes.learner.memory.tolist() == lanes.learner.updates.count.tolist() == [6, 3, 9]
+    lanes = arrays(lanes.replace(learner=lanes.learner.replace(memory=())))
+    for lane, times in enumerate(mask.sum(axis=0)):
+        state = alone[lane]
+        for _ in range(times):
+            state = step(state)[0]
+        assert_same({name: values[lane] for name, values in lanes.items()}, arrays(state), rtol=1e-5)
 
 
 def test_a_sweep_is_a_vmap_of_init():
@@ -273,7 +329,7 @@ def test_hyperparams_are_strong_arrays():
     assert hyperparams_of(clipped).learner.max_grad_norm == 0.5
     for hyperparams in (hyperparams_of(CONFIG), hyperparams_of(clipped)):
         dtypes = {name: x.dtype for half in hyperparams for name, x in half._asdict().items()}
-        assert dtypes.pop("epsilon_decay_frames") == jnp.int32
+        assert dtypes.pop("epsilon_decay_frames") == dtypes.pop("epsilon_first_frame") == jnp.int32
         assert set(dtypes.values()) == {jnp.dtype(jnp.float32)}
         assert not any(x.weak_type for x in jax.tree.leaves(hyperparams))
 

@@ -38,6 +38,8 @@ REFUSED = [
     (AgentConfig, "agent.", "rmsprop_decay", 1.0, "at most 0.9999"),
     *((AgentConfig, "agent.", name, 0.0, "above 0") for name in (*POSITIVE_SHARES, *POSITIVE)),
     *((AgentConfig, "agent.", name, value, "finite number above 0") for name in POSITIVE for value in BAD_NUMBERS),
+    # A return may well be negative: Acrobot's and MountainCar's all are.
+    *((RunnerConfig, "runner.", "threshold", value, "finite number") for value in (*BAD_NUMBERS[1:], True, -1e10)),
     *((NetworkConfig, "network.", "channels", value, "whole number from 1") for value in BAD_COUNTS),
     *((NetworkConfig, "network.", "hidden_sizes", value, "at least one width") for value in ((), (0,), (8, -1), (8.0,))),
 ]
@@ -105,6 +107,12 @@ COMBINATIONS = [
         (f"seed is {MAX_COUNT - 1}", "2 seeds", "start lower"),
     ),
 ]
+
+
+def test_a_threshold_may_be_any_return_and_the_budget_is_of_frames():
+    assert RunnerConfig().threshold is None
+    assert [RunnerConfig(threshold=value).threshold for value in (-200.0, 0.0, 475)] == [-200.0, 0.0, 475]
+    assert ExperimentConfig(total_frames=12_345).budget == 12_345
 
 
 @pytest.mark.parametrize(("build", "words"), COMBINATIONS)

@@ -77,7 +77,7 @@ def test_a_worker_at_an_unchanged_server_draws_new_batches():
 
 def fedprox(mu, anchor):
     """The gradient of mu/2 |w - anchor|^2, added to the loss's own (Li et al. 2020, equation 2)."""
-    return lambda grads, params: jax.tree.map(lambda g, w, a: g + mu * (w - a), grads, params, anchor)
+    return lambda grads, params, memory: (jax.tree.map(lambda g, w, a: g + mu * (w - a), grads, params, anchor), memory)
 
 
 def test_a_fedprox_client_is_a_correction():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dqn_jax.envs import Environment, TimeStep, make_env
-from dqn_jax.evaluation import make_evaluate
+from dqn_jax.evaluation import make_evaluate, one_environment
 from dqn_jax.networks import Network
 
 NUM_EPISODES = 64
@@ -79,6 +79,25 @@ def test_an_episode_depends_on_its_number_not_on_how_many_there_are(evaluate):
     many, other = evaluate(jax.random.key(0), PREFERS_1), evaluate(jax.random.key(1), PREFERS_1)
     np.testing.assert_array_equal(few.lengths, many.lengths[:5])
     assert not np.array_equal(many.lengths, other.lengths)
+
+
+def test_one_environment_is_each_seeds_mean_and_what_was_cut_short():
+    """Seeds with parameters and keys of their own; episodes of more than three steps are cut."""
+    cut = make_evaluate(SCRIPT, LINEAR, NUM_EPISODES, max_steps=3)
+    evaluator = one_environment(cut, seeds=[5, 8], fields={"gravity": 3.0})
+    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
+    returns, unfinished = evaluator.play(keys, jnp.stack([PREFERS_1, PREFERS_0]))
+    lengths = [np.asarray(jax.jit(cut)(key, PREFERS_1).lengths) for key in keys]
+    whole = [np.asarray(jax.jit(make_evaluate(SCRIPT, LINEAR, NUM_EPISODES))(key, PREFERS_1).lengths) for key in keys]
+    assert not np.array_equal(*lengths)
+    # Rewards 1, 2, 3; less a half each for the second, which prefers action 0.
+    by_hand = [(n * (n + 1) / 2 - lost * n).mean() for n, lost in zip(lengths, (0, 0.5), strict=True)]
+    np.testing.assert_allclose(returns, np.array(by_hand)[:, None], rtol=1e-6)
+    assert unfinished.tolist() == [np.sum(n > 3) for n in whole]
+    column = {"policy": "global", "split": "seen", "client": 0, "env_params": {"gravity": 3.0}}
+    assert evaluator.columns == [[column], [column]]
+    described = evaluator.describe(np.array([[2.0], [7.0]]))
+    assert {name: values.tolist() for name, values in described.items()} == {"eval_return": [2.0, 7.0]}
 
 
 def test_random_cartpole():

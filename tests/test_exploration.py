@@ -11,12 +11,13 @@ from dqn_jax.types import ActorHyperparams
 DRAWS = 20_000
 
 
-def hyperparams(start, end, frames):
-    return ActorHyperparams(jnp.float32(0.99), jnp.float32(start), jnp.float32(end), jnp.int32(frames))
+def hyperparams(start, end, frames, first=0):
+    return ActorHyperparams(jnp.float32(0.99), jnp.float32(start), jnp.float32(end), jnp.int32(frames), jnp.int32(first))
 
 
-def schedule(fn, start, end, decay_frames, frames):
-    return np.asarray(jax.jit(jax.vmap(fn, in_axes=(0, None)))(jnp.array(frames), hyperparams(start, end, decay_frames)))
+def schedule(fn, start, end, decay_frames, frames, first=0):
+    numbers = hyperparams(start, end, decay_frames, first)
+    return np.asarray(jax.jit(jax.vmap(fn, in_axes=(0, None)))(jnp.array(frames), numbers))
 
 
 def test_linear_schedule():
@@ -39,6 +40,14 @@ def test_exponential_schedule_starts_at_its_start():
     np.testing.assert_allclose(
         schedule(exponential_epsilon, 0.8, 0.05, 100, [0, 50, 100, 10**6]), [0.8, 0.2, 0.05, 0.05], rtol=1e-6
     )
+
+
+def test_decay_begins_at_its_first_frame():
+    """Frames 100 to 108; before, epsilon is its start. A late first frame is the plain schedule later, for both."""
+    epsilons = schedule(linear_epsilon, 0.9, 0.1, 8, [0, 99, 100, 102, 106, 108, 2**31 - 1], first=100)
+    np.testing.assert_allclose(epsilons, [0.9, 0.9, 0.9, 0.7, 0.3, 0.1, 0.1], rtol=1e-6)
+    epsilons = schedule(exponential_epsilon, 1.0, 0.0625, 8, [0, 100, 102, 104, 108, 200], first=100)
+    np.testing.assert_allclose(epsilons, [1, 1, 0.5, 0.25, 0.0625, 0.0625], rtol=1e-6)
 
 
 @pytest.mark.parametrize("fn", [linear_epsilon, exponential_epsilon])

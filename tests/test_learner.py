@@ -255,9 +255,9 @@ def test_lanes_without_an_axis_name_keep_their_own_gradients():
 def test_correction_comes_before_clipping():
     learner, state = start(config_of(max_grad_norm=1.0, learning_rate=1.0))
 
-    def correction(grads, params):
+    def correction(grads, params, memory):
         # Gradients (0.3, 0, 0, 0) and parameters (1, 0, 0, 2) give (3, 0, 0, 4), of norm 5.
-        return jax.tree.map(lambda g, p: jnp.where(g > 0, 10 * g, 2 * p), grads, params)
+        return jax.tree.map(lambda g, p: jnp.where(g > 0, 10 * g, 2 * p), grads, params), memory
 
     apply = jax.jit(functools.partial(learner.apply, correction=correction))
     after, info = apply(state, grads_of([0.3, 0], [0, 0]))
@@ -268,7 +268,7 @@ def test_correction_comes_before_clipping():
 
 def test_step_is_apply_after_grad_and_passes_the_correction_on():
     learner, state = start(config_of())
-    correction = lambda grads, params: jax.tree.map(lambda g: -2 * g, grads)  # noqa: E731
+    correction = lambda grads, params, memory: (jax.tree.map(lambda g: -2 * g, grads), memory)  # noqa: E731
     after, _, _ = jax.jit(functools.partial(learner.step, correction=correction))(state, BATCH, KEY)
     np.testing.assert_allclose(w_of(after.params), [[0.86, -0.18], [0.5, 3.18]], rtol=1e-5)
 
@@ -277,10 +277,29 @@ def test_correction_follows_the_mean():
     """Every lane corrects the mean gradient: squaring tells the mean of squares from the square of the mean."""
     learner, state = start(config_of(learning_rate=1.0), axis_name="lanes")
     samples = jax.tree.map(lambda x: jnp.stack([x, x]), BATCH)._replace(weights=jnp.array([[2.0] * 4, [0.0] * 4]))
-    step = functools.partial(learner.step, correction=lambda grads, params: jax.tree.map(jnp.square, grads))
+    squared = lambda grads, params, memory: (jax.tree.map(jnp.square, grads), memory)  # noqa: E731
+    step = functools.partial(learner.step, correction=squared)
     state, _, _ = jax.jit(jax.vmap(step, in_axes=(None, 0, None), axis_name="lanes"))(state, samples, KEY)
     expected = np.array([[1, 0], [0, 2]]) - np.square([[-0.7, -0.9], [2.5, 5.9]])
     np.testing.assert_allclose(w_of(state.params), [expected, expected], rtol=1e-5)
+
+
+def test_a_correction_remembers_from_update_to_update():
+    """A running sum of gradients, from memory: steps of g1 and then of g1 + g2."""
+    learner, state = start(config_of())
+    running_sum = lambda grads, params, memory: (jax.tree.map(jnp.add, memory, grads),) * 2  # noqa: E731
+    apply = jax.jit(functools.partial(learner.apply, correction=running_sum))
+    state = state.replace(memory=grads_of([0, 0], [0, 1]))
+    # (1, 0, 0, 1) of memory and gradient, so the step is a tenth of it.
+    state, _ = apply(state, grads_of([1, 0], [0, 0]))
+    np.testing.assert_allclose(w_of(state.params), [[0.9, 0], [0, 1.9]], rtol=1e-6)
+    state, info = apply(state, grads_of([0, 0], [2, 0]))
+    np.testing.assert_allclose(w_of(state.params), [[0.8, 0], [-0.2, 1.8]], rtol=1e-6)
+    np.testing.assert_allclose(w_of(state.memory), [[1, 0], [2, 1]], rtol=1e-6)
+    np.testing.assert_allclose(info["grad_norm"], np.sqrt(6), rtol=1e-6)
+    # Without a correction it is kept as it is.
+    after, _ = jax.jit(learner.apply)(state, grads_of([0, 0], [2, 0]))
+    np.testing.assert_array_equal(w_of(after.memory), w_of(state.memory))
 
 
 def trained(learner, hyperparams, updates=5):

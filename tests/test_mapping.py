@@ -43,7 +43,10 @@ def test_lane_axes_leaves_clocks_to_all_lanes():
     assert int(result["clock"].count) == 4
     chex.assert_trees_all_close(result["x"][0], np.cos(np.ones(2)))
     assert "cond" in str(jax.make_jaxpr(mapped)(state))
-    batched = over(one)({"clock": Clock(jnp.full(2, 3)), "x": state["x"]})
+    # Lanes whose clocks differ have one each.
+    own = lane_axes(state, share_clocks=False)
+    assert own == {"clock": 0, "x": [0, 0]}
+    batched = over(one, in_axes=(own,), out_axes=own)({"clock": Clock(jnp.full(2, 3)), "x": state["x"]})
     assert batched["clock"].count.shape == (2,)
 
 

@@ -8,7 +8,7 @@ Not here: the agent, which does not change; loops over chunks, files, signals (t
 Shapes: D devices, L seeds on a device, S seeds in all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from dqn_jax.agent import AgentState, make_agent, make_chunk, reduce_info
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, TrainingError
 from dqn_jax.envs import Environment, make_env
-from dqn_jax.evaluation import Evaluation, make_evaluate
+from dqn_jax.evaluation import Evaluator, make_evaluate, one_environment
 from dqn_jax.mapping import lane_axes, local_devices, over, place, row, stream_key
 from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Driver, Info, Params
@@ -85,9 +85,9 @@ def make_data_parallel(
     def step(state: AgentState) -> tuple[AgentState, Info]:
         state, info = parallel_chunk(state)
         rows = {name: np.asarray(values) for name, values in info.items()}
-        if seeds_over_devices:
-            return state, {name: values.reshape(-1) for name, values in rows.items()}
-        return state, reduce_info(rows)
+        info = {name: values.reshape(-1) for name, values in rows.items()} if seeds_over_devices else reduce_info(rows)
+        counts = {"frames": config.frames_per_step, "updates": config.updates_per_step}
+        return state, info | {name: np.full(len(seeds), steps_per_chunk * count) for name, count in counts.items()}
 
     def params(state: AgentState) -> Params:
         if not seeds_over_devices:
@@ -98,20 +98,28 @@ def make_data_parallel(
         if not seeds_over_devices:
             check_replicas((state.learner.params, state.learner.target_params, state.learner.opt_state))
 
+    def complaint(info: Info) -> str | None:
+        if info["finite"].all():
+            return None
+        broken = np.asarray(seeds)[~info["finite"]].tolist()
+        return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
+
     return Driver(
         init=init,
         step=step,
         params=params,
         check=check,
+        complaint=complaint,
+        unit="frames",
+        initial=config.warm_up_frames,
+        per_step=steps_per_chunk * config.frames_per_step,
         initial_frames=config.warm_up_frames,
-        frames_per_step=steps_per_chunk * config.frames_per_step,
-        updates_per_step=steps_per_chunk * config.updates_per_step,
         devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
     )
 
 
-def from_config(config: ExperimentConfig) -> tuple[Driver, Callable[[jax.Array, Params], Evaluation]]:
-    """The driver of a whole experiment, and the greedy evaluation of one seed's parameters: what `runner.run` takes.
+def from_config(config: ExperimentConfig) -> tuple[Driver, Evaluator]:
+    """The driver of a whole experiment and its greedy evaluation: what `runner.run` takes.
 
     Raises:
       InputError: for an environment, a number of devices or sizes that cannot be used.
@@ -127,7 +135,9 @@ def from_config(config: ExperimentConfig) -> tuple[Driver, Callable[[jax.Array, 
         steps_per_chunk=config.steps_per_chunk,
         seeds_over_devices=config.seeds_over_devices,
     )
-    return driver, make_evaluate(env, network, config.runner.eval_episodes)
+    limit = config.max_episode_steps
+    fields = {} if limit is None else {"max_steps_in_episode": limit}
+    return driver, one_environment(make_evaluate(env, network, config.runner.eval_episodes), config.seeds, fields)
 
 
 def check_replicas(tree: chex.ArrayTree) -> None:

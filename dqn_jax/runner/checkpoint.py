@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: written under another name, checksummed, renamed into place, verified when read.
 
-A checkpoint is a directory `step_<frames>` with `arrays.npz` (every leaf of the state) and `manifest.json` (what the arrays
-must be, where the run stood, and the config). A damaged one is named and the one before it is used.
+A checkpoint is a directory `step_<frames, or rounds>` with `arrays.npz` (every leaf of the state) and `manifest.json` (what
+the arrays must be, where the run stood, and the config). A damaged one is named and the one before it is used.
 
 Not here: when to save.
 """
@@ -24,7 +24,7 @@ from dqn_jax.config import InputError
 
 ARRAYS = "arrays.npz"
 MANIFEST = "manifest.json"
-_MAY_CHANGE = ("total_frames", "run_dir", "resume")
+_MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold")
 
 
 class DamagedCheckpoint(Exception):
@@ -59,14 +59,14 @@ class Checkpoint:
 
 
 def save(
-    directory: Path, state: chex.ArrayTree, frames: int, progress: dict[str, Any], config: dict[str, Any], keep: int
+    directory: Path, state: chex.ArrayTree, done: int, progress: dict[str, Any], config: dict[str, Any], keep: int
 ) -> Path:
-    """Writes `directory/step_<frames>` atomically and removes all but the `keep` newest.
+    """Writes `directory/step_<done>` atomically and removes all but the `keep` newest.
 
     Args:
       directory: where checkpoints are kept.
       state: arrays and random keys.
-      frames: frames of one seed so far, the checkpoint's number.
+      done: frames of one seed, or rounds, so far: the checkpoint's number.
       progress: JSON values that resuming needs.
       config: JSON values that must not change on resuming.
       keep: checkpoints kept.
@@ -75,7 +75,7 @@ def save(
       The checkpoint's path. One that is there already, and whole, is left as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    final = directory / f"step_{frames:012d}"
+    final = directory / f"step_{done:012d}"
     if _is_valid(final):
         return final
     for leftover in directory.glob(".writing_*"):

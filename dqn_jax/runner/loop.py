@@ -8,34 +8,40 @@ Shapes: S seeds, E episodes.
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import ExperimentConfig, TrainingError
-from dqn_jax.evaluation import Evaluation
+from dqn_jax.evaluation import Evaluator
+from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import evaluation_key
 from dqn_jax.runner import checkpoint
-from dqn_jax.runner.plots import save_learning_curve
+from dqn_jax.runner.milestones import milestones
+from dqn_jax.runner.plots import draw_run
 from dqn_jax.runner.progress import Display
-from dqn_jax.runner.records import CHECKPOINTS, Records, config_dict, jsonable
+from dqn_jax.runner.records import CHECKPOINTS, Records, config_dict, jsonable, read_metrics
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
 from dqn_jax.types import Driver, Info
+
+Experiment = ExperimentConfig | FederatedExperiment
+"""What can be run: a budget, seeds, a run directory, and how often to log, evaluate and save."""
 
 
 @dataclasses.dataclass
 class _Progress:
     """Where a run stands, over all the processes it took. Saved with every checkpoint."""
 
-    frames: int
+    done: int
+    """Frames of each seed, or rounds: what the driver counts in."""
+    frames: list[int]
     """Of each seed."""
-    updates: int = 0
+    updates: list[int]
+    """Of each seed."""
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
     """What each process's start and first chunk took beyond the time of its second chunk."""
@@ -44,15 +50,13 @@ class _Progress:
     timed_seconds: float = 0.0
 
 
-def run(
-    driver: Driver, config: ExperimentConfig, evaluate: Callable[[jax.Array, chex.ArrayTree], Evaluation]
-) -> dict[str, Any]:
-    """Trains until every seed has had its frames, and leaves a complete run directory.
+def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> dict[str, Any]:
+    """Trains until every seed has had its frames or rounds, and leaves a complete run directory.
 
     Args:
       driver: the way of training.
       config: what is being run, where its files go, and how often things happen.
-      evaluate: (key, params of one seed) -> Evaluation with leaves [E].
+      evaluator: how the driver's parameters are played.
 
     Returns:
       The summary, as in `summary.json`.
@@ -60,31 +64,34 @@ def run(
     Raises:
       InputError: for a run directory or checkpoint that cannot be used; nothing on disk has changed then.
       Stopped: after SIGINT or SIGTERM, once the state is saved.
-      TrainingError: naming the seeds, if a loss or parameter is not finite (that state is never saved), or if the driver's own
-        check of its state fails.
+      TrainingError: naming the learners, if the driver complains of a chunk, as of parameters that are not finite (that state
+        is never saved), or if its own check of its state fails.
     """
-    return _Run(driver, config, evaluate).to_the_end()
+    return _Run(driver, config, evaluator).to_the_end()
 
 
 class _Run:
     """One process's part of a run."""
 
-    def __init__(self, driver: Driver, config: ExperimentConfig, evaluate: Callable) -> None:
+    def __init__(self, driver: Driver, config: Experiment, evaluator: Evaluator) -> None:
         self.driver, self.config, self.run_dir = driver, config, config.run_dir
         # The number of devices that None stood for: the state is divided over them.
         self.config_dict = config_dict(config) | {"num_devices": len(driver.devices)}
         self.checkpoints = self.run_dir / CHECKPOINTS
         self.seeds = np.array(config.seeds)
-        self.evaluate = jax.jit(jax.vmap(evaluate))
+        self.evaluator = evaluator
         self.complaints: list[str] = []
         self.records = Records(self.run_dir, config.resume)
         self.found = self._find_checkpoint() if config.resume else None
         self.last_saved = self.found.path if self.found else None
-        saved: dict[str, Any] = dict(self.found.progress) if self.found else {"frames": driver.initial_frames, "sizes": {}}
+        begin = {"done": driver.initial, "frames": [driver.initial_frames] * len(self.seeds), "updates": [0] * len(self.seeds)}
+        saved: dict[str, Any] = dict(self.found.progress) if self.found else begin | {"sizes": {}}
         self.sizes = saved.pop("sizes")
         self.progress = _Progress(**saved)
         self.elapsed_before = self.progress.wall_seconds
         self.chunks = 0
+        columns = len(evaluator.columns[0])
+        self.eval_names = [*evaluator.describe(np.zeros((len(self.seeds), columns))), "eval_unfinished"]
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from. Refuses before anything on disk is changed."""
@@ -99,26 +106,24 @@ class _Run:
         runner = self.config.runner
         self.started = time.perf_counter()
         with StopRequest() as stop:
-            with Display(self.config.total_frames, self.progress.frames) as display:
+            with Display(self.config.budget, self.progress.done, self.driver.unit) as display:
                 self._greet(display)
                 state = self._start()
-                while self.progress.frames < self.config.total_frames and stop.signum is None:
-                    before = self.progress.frames
+                while self.progress.done < self.config.budget and stop.signum is None:
+                    before = self.progress.done
                     state, info = self._step(state)
                     line = self._line(info)
-                    if _crossed(runner.eval_every, before, self.progress.frames):
+                    if _crossed(runner.eval_every, before, self.progress.done):
                         line |= self._evaluation(state)
                     self.records.append_metrics(line)
                     display.update(line)
-                    self._refuse_non_finite(info["finite"])
-                    done = self.progress.frames >= self.config.total_frames
-                    if done or _crossed(runner.checkpoint_every, before, self.progress.frames):
+                    self._refuse(self.driver.complaint(info))
+                    finished = self.progress.done >= self.config.budget
+                    if finished or _crossed(runner.checkpoint_every, before, self.progress.done):
                         self._save(state)
-                if stop.signum is not None and self.progress.frames < self.config.total_frames:
+                if stop.signum is not None and self.progress.done < self.config.budget:
                     path = self._save(state)
-                    raise Stopped(
-                        f"stopped at {self.progress.frames:,} frames, saved in {path}: --resume continues", stop.signum
-                    )
+                    raise Stopped(f"stopped at {self._position()}, saved in {path}: --resume continues", stop.signum)
             return self._finish(state)
 
     def _start(self) -> Any:
@@ -133,7 +138,7 @@ class _Run:
         for complaint in self.complaints:
             display.say(f"warning: {complaint}; using the one before")
         if self.found is not None:
-            display.say(f"resuming {self.run_dir} at {self.progress.frames:,} frames")
+            display.say(f"resuming {self.run_dir} at {self._position()}")
         display.say(f"{self.config.num_seeds} seed(s) on {', '.join(self.driver.devices)}")
 
     def _step(self, state: Any) -> tuple[Any, Info]:
@@ -141,14 +146,17 @@ class _Run:
         state, info = self.driver.step(state)
         info = {name: np.asarray(values) for name, values in info.items()}
         self.seconds = time.perf_counter() - begin
-        self.progress.frames += self.driver.frames_per_step
-        self.progress.updates += self.driver.updates_per_step
+        self.progress.done += self.driver.per_step
+        frames, updates = info["frames"].tolist(), info["updates"].tolist()
+        self.progress.frames = [sum(pair) for pair in zip(self.progress.frames, frames, strict=True)]
+        self.progress.updates = [sum(pair) for pair in zip(self.progress.updates, updates, strict=True)]
+        self.env_steps = sum(frames)
         self.chunks += 1
         if self.chunks == 1:
             self.progress.compile_seconds += time.perf_counter() - self.started
         else:
             self.progress.compile_seconds -= self.seconds if self.chunks == 2 else 0.0
-            self.progress.timed_frames += self.driver.frames_per_step * self.config.num_seeds
+            self.progress.timed_frames += self.env_steps
             self.progress.timed_seconds += self.seconds
         return state, info
 
@@ -157,61 +165,74 @@ class _Run:
 
         `frames` and `updates` are those of each seed, `env_steps` are of all of them.
         """
-        info = dict(info)
-        episodes, return_sum = info["episodes"], info.pop("return_sum")
-        env_steps = self.driver.frames_per_step * self.config.num_seeds
+        episodes = info["episodes"]
+        counted = ("return_sum", "frames", "updates")
+        shown = {name: info[name] for name in sorted(info) if name not in counted and info[name].ndim == 1}
         return {
-            "frames": self.progress.frames,
-            "env_steps": self.progress.frames * self.config.num_seeds,
-            "updates": self.progress.updates,
-            "return": np.divide(return_sum, episodes, out=np.full(len(episodes), np.nan), where=episodes > 0),
-            **{name: info[name] for name in sorted(info)},
-            "eval_return": None,
-            "eval_unfinished": None,
+            **self._counts(),
+            "env_steps": sum(self.progress.frames),
+            "return": np.divide(info["return_sum"], episodes, out=np.full(len(episodes), np.nan), where=episodes > 0),
+            **shown,
+            **dict.fromkeys(self.eval_names),
             "chunk_seconds": self.seconds,
             # The first chunk's time is mostly compilation.
-            "env_steps_per_second": env_steps / self.seconds if self.chunks > 1 else None,
+            "env_steps_per_second": self.env_steps / self.seconds if self.chunks > 1 else None,
             "wall_seconds": self._elapsed(),
         }
 
+    def _counts(self) -> dict[str, Any]:
+        """Frames and updates: one number where they are what the driver counts in, and so the same for all seeds."""
+        frames, updates = self.progress.frames, self.progress.updates
+        if self.driver.unit == "frames":
+            return {"frames": frames[0], "updates": updates[0]}
+        return {self.driver.unit: self.progress.done, "frames": frames, "updates": updates}
+
+    def _position(self) -> str:
+        return f"{self.progress.done:,} {self.driver.unit}"
+
     def _evaluation(self, state: Any) -> dict[str, Any]:
         """Greedy returns of every seed, for the metrics, and as rows of `returns.csv`."""
-        result = self._play(state)
-        means = np.asarray(result.returns).mean(axis=1)
-        self._write_returns(means)
-        return {"eval_return": means, "eval_unfinished": np.sum(~np.asarray(result.finished), axis=1)}
+        result, returns = self._play(state)
+        self._write_returns(returns)
+        return result
 
-    def _play(self, state: Any) -> Evaluation:
-        keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.asarray(self.seeds), self.progress.frames)
-        return self.evaluate(keys, self.driver.params(state))
+    def _play(self, state: Any) -> tuple[dict[str, Any], np.ndarray]:
+        """(named numbers of each seed, returns [S, C])."""
+        keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.asarray(self.seeds), self.progress.done)
+        returns, unfinished = (np.asarray(values) for values in self.evaluator.play(keys, self.driver.params(state)))
+        return self.evaluator.describe(returns) | {"eval_unfinished": unfinished}, returns
 
-    def _write_returns(self, means: np.ndarray) -> None:
-        limit = self.config.max_episode_steps
-        shared = {
-            "client": 0,
-            "env_params": json.dumps({} if limit is None else {"max_steps_in_episode": limit}),
-            "frames": self.progress.frames,
-            "updates": self.progress.updates,
-        }
+    def _write_returns(self, returns: np.ndarray) -> None:
+        rounds = self.progress.done if self.driver.unit == "rounds" else ""
+        counts = zip(self.seeds, self.progress.frames, self.progress.updates, self.evaluator.columns, returns, strict=True)
         self.records.append_returns(
-            [shared | {"seed": seed, "return": float(mean)} for seed, mean in zip(self.seeds, means, strict=True)]
+            [
+                {
+                    **column,
+                    "seed": seed,
+                    "env_params": json.dumps(column["env_params"]),
+                    "rounds": rounds,
+                    "frames": frames,
+                    "updates": updates,
+                    "return": float(value),
+                }
+                for seed, frames, updates, columns, values in counts
+                for column, value in zip(columns, values, strict=True)
+            ]
         )
 
-    def _refuse_non_finite(self, finite: np.ndarray) -> None:
-        if finite.all():
+    def _refuse(self, complaint: str | None) -> None:
+        if complaint is None:
             return
         kept = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint had been saved yet"
-        raise TrainingError(
-            f"seed(s) {self.seeds[~finite].tolist()}: a loss or parameter is not finite after {self.progress.frames} frames; "
-            f"{kept}; lower agent.learning_rate or set agent.max_grad_norm"
-        )
+        raise TrainingError(f"after {self._position()}, {complaint}; {kept}")
 
     def _save(self, state: Any) -> Path:
         self.driver.check(state)
         self.progress.wall_seconds = self._elapsed()
         progress = dataclasses.asdict(self.progress) | {"sizes": self.records.sizes()}
         keep = self.config.runner.keep_checkpoints
-        self.last_saved = checkpoint.save(self.checkpoints, state, self.progress.frames, progress, self.config_dict, keep)
+        self.last_saved = checkpoint.save(self.checkpoints, state, self.progress.done, progress, self.config_dict, keep)
         return self.last_saved
 
     def _elapsed(self) -> float:
@@ -219,25 +240,25 @@ class _Run:
 
     def _finish(self, state: Any) -> dict[str, Any]:
         """Plays the final parameters, writes the summary and the plot."""
-        result = self._play(state)
-        returns = np.asarray(result.returns).mean(axis=1)
-        if not _crossed(
-            self.config.runner.eval_every, self.progress.frames - self.driver.frames_per_step, self.progress.frames
-        ):
-            self._write_returns(returns)
-        low, high = bootstrap_ci95(returns)
+        result, table = self._play(state)
         progress = self.progress
+        if not _crossed(self.config.runner.eval_every, progress.done - self.driver.per_step, progress.done):
+            self._write_returns(table)
+        returns = result["eval_return"]
+        low, high = bootstrap_ci95(returns)
+        per_seed = {f"{name}_per_seed": count for name, count in self._counts().items()}
         summary: dict[str, Any] = {
             "final_return_mean": returns.mean(),
             "final_return_iqm": interquartile_mean(returns),
             "final_return_ci95": [low, high],
             "final_return_min": returns.min(),
             "final_returns": returns,
-            "final_unfinished_episodes": int(np.sum(~np.asarray(result.finished))),
-            "frames_per_seed": progress.frames,
-            "env_steps": progress.frames * self.config.num_seeds,
-            "updates_per_seed": progress.updates,
-            "updates": progress.updates * self.config.num_seeds,
+            **{f"final_{name.removeprefix('eval_')}": result[name] for name in self.eval_names[1:-1]},
+            "final_unfinished_episodes": int(result["eval_unfinished"].sum()),
+            **milestones(read_metrics(self.run_dir), returns, self.config.runner.threshold),
+            **per_seed,
+            "env_steps": sum(progress.frames),
+            "updates": sum(progress.updates),
             "env_steps_per_second": progress.timed_frames / progress.timed_seconds if progress.timed_seconds else None,
             "compile_seconds": progress.compile_seconds,
             "wall_seconds": self._elapsed(),
@@ -245,7 +266,7 @@ class _Run:
         }
         summary = jsonable(summary)
         self.records.write_summary(summary)
-        save_learning_curve(self.run_dir)
+        draw_run(self.run_dir)
         return summary
 
 

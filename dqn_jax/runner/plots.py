@@ -3,58 +3,123 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dqn_jax.runner.records import CONFIG, read_metrics, read_returns
 from dqn_jax.runner.statistics import bootstrap_ci95
 
 LEARNING_CURVE = "learning_curve.png"
+CLIENTS = "clients.png"
+_LABELS = {
+    ("global", "seen"): "greedy, mean over seeds",
+    ("global", "inside"): "unseen, inside the training range",
+    ("global", "beyond"): "unseen, beyond the training range",
+    ("client", "seen"): "clients' own, where they train",
+    ("client", "inside"): "clients' own, unseen, inside",
+    ("client", "beyond"): "clients' own, unseen, beyond",
+}
+
+
+def curves(rows: list[dict[str, Any]], unit: str) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """{(policy, split): (frames or rounds [T], returns [S, T], the mean over environments)} of `returns.csv`'s rows."""
+    table: dict[tuple[str, str], dict[tuple[int, int], list[float]]] = {}
+    for row in rows:
+        table.setdefault((row["policy"], row["split"]), {}).setdefault((row["seed"], row[unit]), []).append(row["return"])
+    result = {}
+    for kind, cells in table.items():
+        seeds, times = (sorted({key[part] for key in cells}) for part in (0, 1))
+        result[kind] = (np.array(times), np.array([[np.mean(cells[seed, at]) for at in times] for seed in seeds]))
+    return result
 
 
 def learning_curve(run_dir: Path) -> Figure:
-    """Greedy return over frames, mean over seeds with its 95% bootstrap band, each seed thin; training return dotted."""
+    """Greedy return, mean over seeds with its 95% bootstrap band, each seed thin; training return dotted."""
     config = json.loads((run_dir / CONFIG).read_text())
-    evaluations = read_returns(run_dir)
-    seeds = sorted({seed for returns in evaluations.values() for seed in returns})
-    frames = np.array(sorted(evaluations))
-    greedy = np.array([[evaluations[at][seed] for at in frames] for seed in seeds])
     metrics = read_metrics(run_dir)
-    training = np.array([[np.nan if value is None else value for value in line["return"]] for line in metrics])
-    seen = ~np.isnan(training).all(axis=1)
-
+    unit = "rounds" if "rounds" in metrics[0] else "frames"
+    evaluations = curves(read_returns(run_dir), unit)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(frames, greedy.T, color="tab:blue", linewidth=0.6, alpha=0.35)
-    axes.fill_between(
-        frames, *bootstrap_ci95(greedy), color="tab:blue", alpha=0.25, linewidth=0, label="95% bootstrap interval"
-    )
+    for number, (kind, (times, greedy)) in enumerate(evaluations.items()):
+        band(axes, times, greedy, f"C{number if number == 0 else number + 1}", _LABELS[kind], thin=number == 0)
+    training = np.array([[np.nan if value is None else value for value in line["return"]] for line in metrics])
+    seen = ~np.isnan(training).all(axis=1)
+    training_times = np.array([line[unit] for line in metrics])
     axes.plot(
-        frames, greedy.mean(axis=0), color="tab:blue", linewidth=2, marker="o", markersize=3, label="greedy, mean over seeds"
-    )
-    training_frames = np.array([line["frames"] for line in metrics])
-    axes.plot(
-        training_frames[seen],
+        training_times[seen],
         np.nanmean(training[seen], axis=1),
         color="tab:orange",
         linestyle=":",
         label="while training (exploring)",
     )
-    axes.set(xlabel="frames of each seed", ylabel="episode return", title=f"{config['env']}, {len(seeds)} seeds")
+    title = f"{config['env']}, {len(metrics[0]['return'])} seeds"
+    if unit == "rounds":
+        title += f" of {config['federated']['num_clients']} clients, K = {config['federated']['local_steps']}"
+    axes.set(xlabel="rounds" if unit == "rounds" else "frames of each seed", ylabel="episode return", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize="small")
     return figure
 
 
-def save_learning_curve(run_dir: Path) -> Path:
-    """Draws `learning_curve.png` in a run directory and returns its path."""
-    path = run_dir / LEARNING_CURVE
-    learning_curve(run_dir).savefig(path, dpi=150)
-    return path
+def band(axes: Axes, times: np.ndarray, values: np.ndarray, color: str, label: str, thin: bool) -> None:
+    """Draws the mean of [S, T] over S, its 95% bootstrap interval and, if `thin`, every row."""
+    if thin:
+        axes.plot(times, values.T, color=color, linewidth=0.6, alpha=0.35)
+    axes.fill_between(
+        times,
+        *bootstrap_ci95(values),
+        color=color,
+        alpha=0.25 if thin else 0.12,
+        linewidth=0,
+        label="95% bootstrap interval" if thin else None,
+    )
+    axes.plot(times, values.mean(axis=0), color=color, linewidth=2 if thin else 1.2, marker="o", markersize=3, label=label)
+
+
+def clients_figure(run_dir: Path) -> Figure:
+    """Of a federated run: greedy return of the server's parameters for each client over the rounds, and the clients' drift.
+
+    Clients of all seeds are rows, the worst at the end of the run at the bottom.
+    """
+    cells: dict[tuple[int, int], dict[int, float]] = {}
+    for row in read_returns(run_dir):
+        if (row["policy"], row["split"]) == ("global", "seen"):
+            cells.setdefault((row["seed"], row["client"]), {})[row["rounds"]] = row["return"]
+    rounds = sorted(next(iter(cells.values())))
+    grid = np.array(sorted(([of[at] for at in rounds] for of in cells.values()), key=lambda line: line[-1]))
+    metrics = read_metrics(run_dir)
+    drift = np.array([[np.nan if value is None else value for value in line["drift"]] for line in metrics])
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    edges = np.concatenate([[0], rounds])
+    image = left.pcolormesh(edges, np.arange(len(grid) + 1), grid, cmap="viridis")
+    figure.colorbar(image, ax=left, label="greedy return")
+    left.set(xlabel="rounds", ylabel="client, of all seeds", title="the server's parameters at each client")
+    known = ~np.isnan(drift).any(axis=1)
+    times = np.array([line["rounds"] for line in metrics])
+    band(right, times[known], drift[known].T, "C0", "mean over seeds", thin=True)
+    right.set(xlabel="rounds", ylabel="L2 distance", title="drift: clients' updates from the merged one", ylim=(0, None))
+    right.grid(alpha=0.3)
+    right.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def draw_run(run_dir: Path) -> list[Path]:
+    """Draws the figures of a run directory into it and returns their paths."""
+    figures = {LEARNING_CURVE: learning_curve}
+    if "drift" in read_metrics(run_dir)[0]:
+        figures[CLIENTS] = clients_figure
+    for name, draw in figures.items():
+        draw(run_dir).savefig(run_dir / name, dpi=150)
+    return [run_dir / name for name in figures]
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m dqn_jax.runner.plots RUN_DIR")
-    print(save_learning_curve(Path(sys.argv[1])))
+    print(*draw_run(Path(sys.argv[1])), sep="\n")

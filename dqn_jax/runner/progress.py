@@ -10,9 +10,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 class Display:
     """Shows metrics lines as they come."""
 
-    def __init__(self, total_frames: int, frames: int, console: Console | None = None) -> None:
+    def __init__(self, budget: int, done: int, unit: str, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.total_frames = total_frames
+        self.budget, self.unit = budget, unit
         self._progress = Progress(
             BarColumn(bar_width=20),
             TextColumn("{task.fields[text]}"),
@@ -20,7 +20,7 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._task = self._progress.add_task("train", total=total_frames, completed=frames, text="compiling")
+        self._task = self._progress.add_task("train", total=budget, completed=done, text="compiling")
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -38,9 +38,10 @@ class Display:
     def update(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics."""
         rate = line["env_steps_per_second"]
-        speed = "compiled" if rate is None else f"{rate:,.0f}/s"
-        text = f"{line['frames']:,}/{self.total_frames:,} frames  {speed}  {_describe(line)}"
-        self._progress.update(self._task, completed=min(line["frames"], self.total_frames), text=text)
+        speed = "compiled" if rate is None else f"{rate:,.0f} frames/s"
+        done = line[self.unit]
+        text = f"{done:,}/{self.budget:,} {self.unit}  {speed}  {_describe(line)}"
+        self._progress.update(self._task, completed=min(done, self.budget), text=text)
         if line["eval_return"] is not None and not self.console.is_terminal:
             self.say(text)
 

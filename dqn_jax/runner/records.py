@@ -26,7 +26,7 @@ METRICS = "metrics.jsonl"
 RETURNS = "returns.csv"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
-RETURNS_COLUMNS = ("seed", "client", "env_params", "frames", "updates", "return")
+RETURNS_COLUMNS = ("seed", "policy", "split", "client", "env_params", "rounds", "frames", "updates", "return")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy")
 
 
@@ -126,18 +126,30 @@ def _holds_a_run(run_dir: Path) -> bool:
     return written or any((run_dir / name).is_file() and (run_dir / name).stat().st_size for name in (METRICS, RETURNS))
 
 
+def is_complete(run_dir: Path, config: Any) -> bool:
+    """Whether a run directory holds a finished run of this config dataclass, on however many devices."""
+    if not (run_dir / SUMMARY).exists():
+        return False
+    saved, wanted = json.loads((run_dir / CONFIG).read_text()), config_dict(config)
+    return all(saved.get(name) == wanted[name] for name in wanted if name not in ("num_devices", "run_dir", "resume"))
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`."""
     return [json.loads(line) for line in (run_dir / METRICS).read_text().splitlines()]
 
 
-def read_returns(run_dir: Path) -> dict[int, dict[int, float]]:
-    """Greedy returns of `returns.csv`: {frames: {seed: return}}."""
-    returns: dict[int, dict[int, float]] = {}
+def read_returns(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of `returns.csv`, counts and returns as numbers; `client` and `rounds` are None where there is none."""
     with open(run_dir / RETURNS, newline="") as file:
-        for row in csv.DictReader(file):
-            returns.setdefault(int(row["frames"]), {})[int(row["seed"])] = float(row["return"])
-    return returns
+        rows = list(csv.DictReader(file))
+
+    def number(name: str, text: str) -> Any:
+        if name == "return":
+            return float(text)
+        return text if name in ("policy", "split", "env_params") else int(text) if text else None
+
+    return [{name: number(name, text) for name, text in row.items()} for row in rows]
 
 
 def provenance() -> dict[str, Any]:

@@ -23,10 +23,12 @@ def test_counts_are_those_of_one_seed():
     config = dataclasses.replace(STEADY, acts_per_step=3, updates_per_step=2)
     parallel = driver(config=config)
     state, info = parallel.step(parallel.init())
+    assert parallel.unit == "frames"
     # 64 frames of 8 environments are 8 acts, and the first transition of two steps takes one more.
-    assert parallel.initial_frames == 9 * 8
-    assert parallel.frames_per_step == 5 * 3 * 8
-    assert parallel.updates_per_step == 5 * 2
+    assert parallel.initial == parallel.initial_frames == 9 * 8
+    assert parallel.per_step == 5 * 3 * 8
+    assert info["frames"].tolist() == [5 * 3 * 8] * 2
+    assert info["updates"].tolist() == [5 * 2] * 2
     np.testing.assert_array_equal(state.actor.clock.count, [9 + 15] * 2)
     np.testing.assert_array_equal(state.learner.updates.count, [10] * 2)
     # Each of the two replays has half of everything but the first act.
@@ -61,6 +63,14 @@ def test_params_are_in_the_order_of_the_seeds(seeds_over_devices):
     for row, seed in enumerate(seeds):
         alone = make_agent(ENV, NETWORK, STEADY).init(stream_key(seed)).learner.params
         assert_close(jax.tree.map(lambda x, row=row: x[row], params), alone)
+
+
+def test_a_complaint_names_the_seeds_and_a_remedy():
+    parallel = driver(seeds=(3, 7, 9))
+    finite = {"finite": np.array([True, True, True])}
+    assert parallel.complaint(finite) is None
+    complaint = parallel.complaint({"finite": np.array([True, False, False])})
+    assert complaint.startswith("seed(s) [7, 9]: a loss or parameter is not finite: lower agent.learning_rate")
 
 
 def test_seeds_over_devices_does_not_average():
@@ -103,18 +113,23 @@ def test_what_does_not_divide_is_refused(options, words):
 
 def test_a_config_becomes_its_driver():
     config = ExperimentConfig(
+        max_episode_steps=9,
         num_devices=2,
         num_seeds=3,
         agent=STEADY,
         network=NetworkConfig(hidden_sizes=(8,)),
         runner=RunnerConfig(log_every=100),
     )
-    parallel, evaluate = from_config(config)
+    parallel, evaluator = from_config(config)
     # 100 frames are 12 whole steps of 8 environments.
-    assert parallel.frames_per_step == 96
+    assert parallel.per_step == 96
     params = parallel.params(parallel.init())
     assert params["trunk"]["Dense_0"]["kernel"].shape == (3, 4, 8)
-    first = jax.tree.map(lambda x: x[0], params)
-    assert jax.eval_shape(evaluate, jax.random.key(0), first).returns.shape == (32,)
+    returns, unfinished = jax.eval_shape(evaluator.play, jax.random.split(jax.random.key(0), 3), params)
+    assert (returns.shape, unfinished.shape) == ((3, 1), (3,))
+    column = {"policy": "global", "split": "seen", "client": 0, "env_params": {"max_steps_in_episode": 9}}
+    assert evaluator.columns == [[column]] * 3
+    whole_episodes = from_config(dataclasses.replace(config, max_episode_steps=None))[1]
+    assert [row["env_params"] for (row,) in whole_episodes.columns] == [{}] * 3
     with pytest.raises(InputError, match="num_devices is 5"):
         from_config(dataclasses.replace(config, num_devices=5))

@@ -37,9 +37,10 @@ FREE = dataclasses.replace(STEADY, optimizer="adam", learning_rate=1e-3, epsilon
 def load_experiment(name):
     """A script of `experiments/` as a module."""
     path = Path(__file__).parent.parent.parent / "experiments" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
+    # Not by its own name, which may be that of a folder of tests.
+    spec = importlib.util.spec_from_file_location(f"experiments_{name}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -1,6 +1,6 @@
-"""A small data-parallel run in a process of its own, killed at a named point, for law 8.
+"""A small data-parallel or federated run in a process of its own, killed at a named point, for law 8.
 
-python killed_run.py RUN_DIR [POINT]: resumes what RUN_DIR holds, and runs to its end or to where POINT kills it.
+python killed_run.py RUN_DIR [POINT [federated]]: resumes what RUN_DIR holds, and runs to its end or to where POINT kills it.
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dqn_jax import runtime
 from dqn_jax.config import AgentConfig, ExperimentConfig, NetworkConfig, RunnerConfig
+from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
 
 CHUNKS = 12
 FRAMES_PER_CHUNK = 40
@@ -40,6 +41,39 @@ def config_of(run_dir: Path) -> ExperimentConfig:
         network=NetworkConfig(hidden_sizes=(16,)),
         runner=RunnerConfig(log_every=FRAMES_PER_CHUNK, eval_every=120, checkpoint_every=120, keep_checkpoints=2),
     )
+
+
+def federated_config_of(run_dir: Path, **changes) -> FederatedExperiment:
+    """Ten rounds, two a chunk: two of three clients take part, so each has clocks of its own."""
+    fields = {
+        "max_episode_steps": 20,
+        "num_devices": 2,
+        "num_seeds": 2,
+        "rounds": 10,
+        "seed": 3,
+        "run_dir": run_dir,
+        "resume": True,
+        "agent": AgentConfig(
+            num_envs=2,
+            batch_size=4,
+            replay_capacity=32,
+            learning_starts=8,
+            target_period=3,
+            epsilon_decay_frames=60,
+        ),
+        "network": NetworkConfig(hidden_sizes=(16,)),
+        # A mean that does not leave out clients whose update is not finite, as a user's own function would not.
+        "federated": FederatedConfig(
+            num_clients=3,
+            local_steps=4,
+            participation="fixed",
+            num_clients_per_round=2,
+            unseen_envs=1,
+            aggregator="dqn_jax.federated.aggregation:mean_of",
+        ),
+        "runner": RunnerConfig(log_every=2, eval_every=4, checkpoint_every=4, keep_checkpoints=10, threshold=1.0),
+    }
+    return FederatedExperiment(**(fields | changes))
 
 
 def kill() -> None:
@@ -96,14 +130,16 @@ def arm(point: str, driver):
     return driver
 
 
-def main(run_dir: str, point: str | None = None) -> None:
-    config = config_of(Path(run_dir))
-    runtime.setup(config.num_devices)
-    from dqn_jax.distributed.data_parallel import from_config
+def main(run_dir: str, point: str | None = None, kind: str = "data_parallel") -> None:
+    config = federated_config_of(Path(run_dir)) if kind == "federated" else config_of(Path(run_dir))
+    # Federated, as many as the tests start: the compiled programs of one process then serve the other.
+    runtime.setup(4 if kind == "federated" else config.num_devices)
+    from dqn_jax.distributed import data_parallel
+    from dqn_jax.federated import driver as federated
     from dqn_jax.runner.loop import run
 
-    driver, evaluate = from_config(config)
-    run(driver if point is None else arm(point, driver), config, evaluate)
+    driver, evaluator = (federated if kind == "federated" else data_parallel).from_config(config)
+    run(driver if point is None else arm(point, driver), config, evaluator)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
-from laws.common import ENV, NETWORK, STEADY, assert_close, without_clocks
+from laws import federation
+from laws.common import ENV, NETWORK, STEADY, arrays, assert_close, without_clocks
 
 from dqn_jax.distributed.data_parallel import make_data_parallel
+from dqn_jax.federated.driver import draw_all, make_federated
 
 SEEDS = [2, 3, 5, 7]
 
@@ -58,3 +61,36 @@ def test_with_all_passes_only_last_bits_move():
     one, two = train(1), train(2)
     assert_close(two[0], one[0])
     assert_close(two[1], one[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"merge": {"moments": "average", "initial": "per_client"}, "aggregator": "median", "algorithm": "scaffold"},
+        {"participation": "buffered", "num_clients_per_round": 3, "transforms": ("int8",), "merge": {"replay": "clear"}},
+    ],
+)
+def test_clients_sharded_over_devices_are_the_same_clients(options):
+    config = federation.config_of(num_clients=8, local_steps=4, heterogeneity="cartpole-length", block_size=3, **options)
+    agent = federation.small(STEADY)
+    envs = draw_all(ENV, config, 1).seen
+
+    def run(num_devices):
+        devices = jax.local_devices()[:num_devices]
+        sizes = {"seeds": [3], "devices": devices, "rounds_per_step": 5, "seeds_over_devices": False}
+        driver = make_federated(ENV, NETWORK, agent, config, env_params=envs, **sizes)
+        state, info = driver.step(driver.init())
+        rows = jax.tree.map(lambda x: jax.device_put(x, devices[0])[:, 0], without_clocks(state.clients))
+        return jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), rows), driver.params(state), info
+
+    (clients, params, info), (clients_four, params_four, info_four) = run(1), run(4)
+    # What a compression lost is a small difference of large numbers.
+    lost, lost_four = (arrays(x.transform) for x in (clients, clients_four))
+    assert all(np.allclose(lost[name], lost_four[name], atol=1e-6) for name in lost)
+    clients, clients_four = (x.replace(transform=()) for x in (clients, clients_four))
+    assert_close(clients_four, clients)
+    assert_close(params_four, params)
+    assert_close(info_four["drift"], info["drift"])
+    assert [info_four[name].tolist() for name in ("frames", "bytes")] == [info[name].tolist() for name in ("frames", "bytes")]
+    with pytest.raises(AssertionError):
+        assert_close(jax.tree.map(lambda x: x[::-1], clients_four), clients)

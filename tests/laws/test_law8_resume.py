@@ -132,21 +132,21 @@ def test_killed_and_resumed_is_never_killed(tmp_path, whole, point):
 
 
 @pytest.fixture(scope="module")
-def driver_and_evaluate():
+def driver_and_evaluator():
     """In this process, which is another one than the first's too."""
     return from_config(killed_run.config_of(Path("unused")))
 
 
 @pytest.fixture
-def resume(tmp_path, whole, driver_and_evaluate):
+def resume(tmp_path, whole, driver_and_evaluator):
     """Resumes a copy of the whole run from the checkpoint before its last; returns what then differs from the whole."""
 
     def again() -> set[str]:
         run_dir = tmp_path / "run"
         shutil.copytree(whole, run_dir)
         shutil.rmtree(run_dir / "checkpoints" / step_of(killed_run.CHUNKS))
-        driver, evaluate = driver_and_evaluate
-        loop.run(driver, killed_run.config_of(run_dir), evaluate)
+        driver, evaluator = driver_and_evaluator
+        loop.run(driver, killed_run.config_of(run_dir), evaluator)
         return differences(run_dir, whole) - {"checkpoints"}
 
     return again
@@ -210,7 +210,7 @@ def test_progress_that_is_not_restored_is_seen(resume, monkeypatch):
 
     def forgetful(path):
         found = read(path)
-        return checkpoint.Checkpoint(path, found.progress | {"updates": 0}, found.config, found.leaves)
+        return checkpoint.Checkpoint(path, found.progress | {"updates": [0, 0]}, found.config, found.leaves)
 
     monkeypatch.setattr(checkpoint, "read", forgetful)
     assert {METRICS, RETURNS, SUMMARY} <= resume()

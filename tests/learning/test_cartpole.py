@@ -13,13 +13,13 @@ from dqn_jax.presets import QUICKSTART
 
 def final_returns(config):
     """[S] mean greedy returns of the final parameters."""
-    driver, evaluate = from_config(config)
+    driver, evaluator = from_config(config)
     state = driver.init()
-    for _ in range((config.total_frames - driver.initial_frames) // driver.frames_per_step):
+    for _ in range((config.total_frames - driver.initial_frames) // driver.per_step):
         state, _ = driver.step(state)
     driver.check(state)
     keys = jax.vmap(evaluation_key, in_axes=(0, None))(np.array(config.seeds), config.total_frames)
-    return np.asarray(jax.jit(jax.vmap(evaluate))(keys, driver.params(state)).returns).mean(axis=1)
+    return evaluator.describe(np.asarray(evaluator.play(keys, driver.params(state))[0]))["eval_return"]
 
 
 @pytest.fixture(scope="module")

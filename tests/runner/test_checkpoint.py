@@ -234,6 +234,7 @@ def test_a_changed_config_is_refused_field_by_field():
 def test_what_may_change_may_change():
     saved = config_dict(ExperimentConfig())
     checkpoint.check_same_config(saved, saved | {"total_frames": 1, "run_dir": "elsewhere", "resume": True})
+    checkpoint.check_same_config(saved | {"rounds": 5}, saved | {"rounds": 10})
 
 
 def test_a_damaged_checkpoint_does_not_crowd_out_good_ones(tmp_path):

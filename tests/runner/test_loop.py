@@ -16,9 +16,9 @@ import pytest
 
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.distributed import data_parallel
-from dqn_jax.evaluation import Evaluation
+from dqn_jax.evaluation import Evaluation, one_environment
 from dqn_jax.runner import checkpoint, loop
-from dqn_jax.runner.plots import learning_curve, save_learning_curve
+from dqn_jax.runner.plots import draw_run, learning_curve
 from dqn_jax.runner.records import CONFIG, METRICS, RETURNS, SUMMARY, jsonable, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
 from dqn_jax.types import Driver
@@ -60,10 +60,27 @@ def fake_driver(
             "episodes": np.array([chunk % 2, 2]),
             "return_sum": np.array([chunk % 2, chunk], np.float32),
             "finite": np.array(finite(chunk)),
+            "frames": np.full(2, FRAMES),
+            "updates": np.full(2, UPDATES),
         }
         return State(jnp.asarray(weights, jnp.float32), jnp.int32(chunk), keys), info
 
-    return Driver(init, step, lambda state: state.weights, check, INITIAL, FRAMES, UPDATES, ("fake:0", "fake:1"))
+    def complaint(info) -> str | None:
+        broken = SEEDS[~info["finite"]].tolist()
+        return f"seed(s) {broken}: not finite: take a remedy" if broken else None
+
+    return Driver(
+        init=init,
+        step=step,
+        params=lambda state: state.weights,
+        check=check,
+        complaint=complaint,
+        unit="frames",
+        initial=INITIAL,
+        per_step=FRAMES,
+        initial_frames=INITIAL,
+        devices=("fake:0", "fake:1"),
+    )
 
 
 def evaluate(key: jax.Array, params: jax.Array) -> Evaluation:
@@ -74,6 +91,16 @@ def evaluate(key: jax.Array, params: jax.Array) -> Evaluation:
 
 def evaluate_plainly(key: jax.Array, params: jax.Array) -> Evaluation:
     return Evaluation(jnp.full(32, params[0]), jnp.ones(32, jnp.int32), jnp.arange(32) > 0)
+
+
+def evaluate_only_noise(key: jax.Array, params: jax.Array) -> Evaluation:
+    return evaluate(key, jnp.zeros_like(params))
+
+
+# Made once: each compiles its own program.
+EVALUATOR, PLAIN, NOISE = (
+    one_environment(play, SEEDS.tolist(), {}) for play in (evaluate, evaluate_plainly, evaluate_only_noise)
+)
 
 
 def config_of(run_dir: Path, **changes) -> ExperimentConfig:
@@ -100,8 +127,16 @@ def results(run_dir: Path) -> dict:
         "returns": (run_dir / RETURNS).read_text(),
         "summary": without_times(json.loads((run_dir / SUMMARY).read_text())),
         "state": state,
-        "progress": (newest.path.name, newest.progress["frames"], newest.progress["updates"]),
+        "progress": (newest.path.name, *(newest.progress[name] for name in ("done", "frames", "updates"))),
     }
+
+
+def returns_of(run_dir: Path) -> dict[int, dict[int, float]]:
+    """{frames: {seed: return}}."""
+    table: dict[int, dict[int, float]] = {}
+    for row in read_returns(run_dir):
+        table.setdefault(row["frames"], {})[row["seed"]] = row["return"]
+    return table
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -120,7 +155,7 @@ def never() -> None:
 def no_plot(request, monkeypatch):
     """Drawing takes longer than all else here."""
     if "plotted" not in request.fixturenames:
-        monkeypatch.setattr(loop, "save_learning_curve", lambda run_dir: None)
+        monkeypatch.setattr(loop, "draw_run", lambda run_dir: None)
 
 
 @pytest.fixture
@@ -144,9 +179,9 @@ def signals():
 def uninterrupted(tmp_path_factory) -> dict:
     """Results of the run that nothing happens to."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_learning_curve", lambda run_dir: None)
+        patch.setattr(loop, "draw_run", lambda run_dir: None)
         run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-        loop.run(fake_driver(), config_of(run_dir), evaluate)
+        loop.run(fake_driver(), config_of(run_dir), EVALUATOR)
         return results(run_dir)
 
 
@@ -162,23 +197,23 @@ def uninterrupted(tmp_path_factory) -> dict:
 )
 def test_periods_are_crossed_whatever_the_chunk(tmp_path, eval_every, checkpoint_every, played, saved_at):
     config = config_of(tmp_path, eval_every=eval_every, checkpoint_every=checkpoint_every)
-    loop.run(fake_driver(), config, evaluate)
+    loop.run(fake_driver(), config, EVALUATOR)
     lines = read_metrics(tmp_path)
     assert [line["frames"] for line in lines] == list(range(15, 106, 10))
     assert [line["frames"] for line in lines if line["eval_return"] is not None] == played
     # The end is always played and saved, and written once.
     table = (tmp_path / RETURNS).read_text().splitlines()[1:]
-    assert [int(line.split(",")[3]) for line in table] == [at for at in sorted({*played, 105}) for _ in SEEDS]
+    assert [int(line.split(",")[6]) for line in table] == [at for at in sorted({*played, 105}) for _ in SEEDS]
     assert saved(tmp_path) == saved_at
 
 
 def test_old_checkpoints_go(tmp_path):
-    loop.run(fake_driver(), config_of(tmp_path, keep_checkpoints=2), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path, keep_checkpoints=2), EVALUATOR)
     assert saved(tmp_path) == [95, 105]
 
 
 def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
-    summary = loop.run(fake_driver(), config_of(tmp_path), evaluate_plainly)
+    summary = loop.run(fake_driver(), config_of(tmp_path), PLAIN)
     files = {CONFIG, METRICS, RETURNS, SUMMARY, "learning_curve.png"}
     assert {path.name for path in tmp_path.iterdir()} == files | {"checkpoints"}
 
@@ -220,12 +255,12 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
         if frames in (25, 55, 75, 105):
             np.testing.assert_allclose(line["eval_return"], weights, rtol=1e-6)
             assert line["eval_unfinished"] == [1, 1]
-    returns = read_returns(tmp_path)
+    returns = returns_of(tmp_path)
     assert sorted(returns) == [25, 55, 75, 105]
     for frames, by_seed in returns.items():
         assert list(by_seed) == SEEDS.tolist()
         np.testing.assert_allclose(list(by_seed.values()), by_frames[frames][0], rtol=1e-6)
-    assert (tmp_path / RETURNS).read_text().splitlines()[1].startswith("7,0,{},25,8,")
+    assert (tmp_path / RETURNS).read_text().splitlines()[1].startswith("7,global,seen,0,{},,25,8,")
     assert "fake:0, fake:1" in (out := capsys.readouterr().out)
     assert out.count("greedy return") == 4
 
@@ -234,7 +269,8 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
     picture = (tmp_path / "learning_curve.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     (tmp_path / "learning_curve.png").unlink()
-    assert save_learning_curve(tmp_path).read_bytes() == picture
+    assert draw_run(tmp_path) == [tmp_path / "learning_curve.png"]
+    assert (tmp_path / "learning_curve.png").read_bytes() == picture
     curves = {line.get_label(): line for line in learning_curve(tmp_path).axes[0].lines}
     mean = curves["greedy, mean over seeds"]
     assert mean.get_xdata().tolist() == [25, 55, 75, 105]
@@ -244,17 +280,15 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
 
 
 def test_a_time_limit_is_in_the_returns(tmp_path):
-    loop.run(fake_driver(), config_of(tmp_path, max_episode_steps=9), evaluate)
+    evaluator = PLAIN._replace(columns=one_environment(evaluate, SEEDS.tolist(), {"max_steps_in_episode": 9}).columns)
+    loop.run(fake_driver(), config_of(tmp_path), evaluator)
     assert '"{""max_steps_in_episode"": 9}"' in (tmp_path / RETURNS).read_text()
 
 
 def test_evaluations_draw_anew_for_each_seed_and_time_and_alike_in_each_run(tmp_path):
-    def only_noise(key: jax.Array, params: jax.Array) -> Evaluation:
-        return evaluate(key, jnp.zeros_like(params))
-
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
-        loop.run(fake_driver(), config_of(tmp_path / name, seed=seed), only_noise)
-    a, b, c = (read_returns(tmp_path / name) for name in "abc")
+        loop.run(fake_driver(), config_of(tmp_path / name, seed=seed), NOISE)
+    a, b, c = (returns_of(tmp_path / name) for name in "abc")
     assert a == b
     assert len({value for by_seed in a.values() for value in by_seed.values()}) == 8
     # Seed 8 is played alike whether it is the first or the second.
@@ -265,29 +299,28 @@ def test_evaluations_draw_anew_for_each_seed_and_time_and_alike_in_each_run(tmp_
 def test_non_finite_is_refused_by_seed_and_never_saved(tmp_path, bad, named, not_named):
     """In the sixth chunk, the second that would be saved."""
     driver = fake_driver(finite=lambda chunk: bad if chunk == 6 else [True, True])
-    with pytest.raises(TrainingError, match="not finite after 65 frames") as refused:
-        loop.run(driver, config_of(tmp_path), evaluate)
+    with pytest.raises(TrainingError, match=r"^after 65 frames, ") as refused:
+        loop.run(driver, config_of(tmp_path), EVALUATOR)
     message = str(refused.value)
-    assert f"seed(s) {named}:" in message
+    assert f"seed(s) {named}: not finite: take a remedy; the last good checkpoint is" in message
     assert not_named not in message.partition(":")[0]
     assert str(tmp_path / "checkpoints" / "step_000000000035") in message
-    assert "agent.learning_rate" in message
     assert saved(tmp_path) == [35]
     found, complaints = checkpoint.newest_valid(tmp_path / "checkpoints")
-    assert (found.progress["frames"], complaints) == (35, [])
+    assert (found.progress["done"], found.progress["frames"], complaints) == (35, [35, 35], [])
     # The line that shows it is kept for whoever looks.
     assert [line["finite"] for line in read_metrics(tmp_path)] == [[True, True]] * 5 + [bad]
 
 
 def test_non_finite_before_anything_is_saved_says_so(tmp_path):
     with pytest.raises(TrainingError, match="no checkpoint had been saved yet"):
-        loop.run(fake_driver(finite=lambda chunk: [False, True]), config_of(tmp_path), evaluate)
+        loop.run(fake_driver(finite=lambda chunk: [False, True]), config_of(tmp_path), EVALUATOR)
     assert saved(tmp_path) == []
 
 
 def test_non_finite_in_the_last_chunk_is_refused_too(tmp_path):
-    with pytest.raises(TrainingError, match=r"seed\(s\) \[7\].* after 105 frames"):
-        loop.run(fake_driver(finite=lambda chunk: [chunk < 10, True]), config_of(tmp_path), evaluate)
+    with pytest.raises(TrainingError, match=r"after 105 frames, seed\(s\) \[7\]"):
+        loop.run(fake_driver(finite=lambda chunk: [chunk < 10, True]), config_of(tmp_path), EVALUATOR)
     assert saved(tmp_path) == [35, 65, 95]
     assert not (tmp_path / SUMMARY).exists()
 
@@ -297,7 +330,7 @@ def test_a_state_that_fails_the_drivers_check_is_never_saved(tmp_path):
         raise TrainingError(f"broken after {int(state.count)}")
 
     with pytest.raises(TrainingError, match="broken after 3"):
-        loop.run(fake_driver(check=check), config_of(tmp_path), evaluate)
+        loop.run(fake_driver(check=check), config_of(tmp_path), EVALUATOR)
     assert saved(tmp_path) == []
     assert not (tmp_path / SUMMARY).exists()
 
@@ -309,7 +342,7 @@ def test_a_stopped_run_resumed_is_the_one_never_stopped(tmp_path, signals, unint
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     driver = fake_driver({chunk: lambda: os.kill(os.getpid(), signum)})
     with pytest.raises(Stopped) as stopped:
-        loop.run(driver, config_of(tmp_path), evaluate)
+        loop.run(driver, config_of(tmp_path), EVALUATOR)
     at = INITIAL + FRAMES * chunk
     assert stopped.value.exit_code == 128 + signum
     assert str(tmp_path / "checkpoints" / f"step_{at:012d}") in str(stopped.value)
@@ -319,7 +352,7 @@ def test_a_stopped_run_resumed_is_the_one_never_stopped(tmp_path, signals, unint
     assert signals == []
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
-    loop.run(fake_driver(), config_of(tmp_path, resume=True), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
 
 
@@ -327,13 +360,13 @@ def test_stopped_again_and_again(tmp_path, signals, uninterrupted):
     for chunk in (2, 3, 7):
         driver = fake_driver({chunk: lambda: os.kill(os.getpid(), signal.SIGTERM)})
         with pytest.raises(Stopped):
-            loop.run(driver, config_of(tmp_path, resume=True), evaluate)
-    loop.run(fake_driver(), config_of(tmp_path, resume=True), evaluate)
+            loop.run(driver, config_of(tmp_path, resume=True), EVALUATOR)
+    loop.run(fake_driver(), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
 
 
 def test_a_signal_in_the_last_chunk_does_not_stop_what_is_done(tmp_path, signals, uninterrupted):
-    loop.run(fake_driver({10: lambda: os.kill(os.getpid(), signal.SIGTERM)}), config_of(tmp_path), evaluate)
+    loop.run(fake_driver({10: lambda: os.kill(os.getpid(), signal.SIGTERM)}), config_of(tmp_path), EVALUATOR)
     assert results(tmp_path) == uninterrupted
     assert signals == []
 
@@ -344,7 +377,7 @@ def test_handlers_come_back_however_a_run_ends(tmp_path, signals, end):
     during = []
     watch = {1: lambda: during.append(signal.getsignal(signal.SIGTERM))}
     with contextlib.suppress(TrainingError):
-        loop.run(fake_driver(watch, finite=lambda chunk: [end == "done"] * 2), config_of(tmp_path), evaluate)
+        loop.run(fake_driver(watch, finite=lambda chunk: [end == "done"] * 2), config_of(tmp_path), EVALUATOR)
     assert during[0] not in handlers
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
@@ -355,7 +388,7 @@ def test_a_second_signal_acts_as_usual(tmp_path, signals):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Stopped):
-        loop.run(fake_driver({4: twice}), config_of(tmp_path), evaluate)
+        loop.run(fake_driver({4: twice}), config_of(tmp_path), EVALUATOR)
     assert signals == [signal.SIGINT]
 
 
@@ -368,16 +401,16 @@ def test_a_crashed_run_resumed_is_the_one_never_stopped(tmp_path, uninterrupted,
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        loop.run(fake_driver({chunk: crash}), config_of(tmp_path), evaluate)
+        loop.run(fake_driver({chunk: crash}), config_of(tmp_path), EVALUATOR)
     assert len(read_metrics(tmp_path)) == chunk - 1
-    loop.run(fake_driver(), config_of(tmp_path, resume=True), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
 
 
 def test_a_finished_run_resumed_changes_no_result(tmp_path, uninterrupted):
-    loop.run(fake_driver(), config_of(tmp_path), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     before = contents(tmp_path)
-    loop.run(fake_driver(dict.fromkeys(range(1, 20), never)), config_of(tmp_path, resume=True), evaluate)
+    loop.run(fake_driver(dict.fromkeys(range(1, 20), never)), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
     after = contents(tmp_path)
     assert {name for name in after if after[name] != before[name]} <= {SUMMARY, CONFIG}
@@ -387,14 +420,14 @@ def test_a_finished_run_resumed_changes_no_result(tmp_path, uninterrupted):
 @pytest.mark.parametrize("first_total", [55, 60])
 def test_an_extended_run_is_the_long_run(tmp_path, uninterrupted, first_total):
     """55 frames end on an evaluation; 65 do not, and the row that the short run ended with must go."""
-    loop.run(fake_driver(), config_of(tmp_path, total_frames=first_total), evaluate)
-    assert sorted(read_returns(tmp_path))[-1] == (55 if first_total == 55 else 65)
-    loop.run(fake_driver(), config_of(tmp_path, total_frames=100, resume=True), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path, total_frames=first_total), EVALUATOR)
+    assert max(returns_of(tmp_path)) == (55 if first_total == 55 else 65)
+    loop.run(fake_driver(), config_of(tmp_path, total_frames=100, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
 
 
 def test_resume_starts_where_there_is_nothing(tmp_path, uninterrupted):
-    loop.run(fake_driver(), config_of(tmp_path / "new", resume=True), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path / "new", resume=True), EVALUATOR)
     assert results(tmp_path / "new") == uninterrupted
 
 
@@ -406,29 +439,29 @@ def test_a_changed_config_is_refused_and_nothing_is_touched(tmp_path, saves):
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        loop.run(fake_driver({6 if saves else 2: crash}), config_of(tmp_path), evaluate)
+        loop.run(fake_driver({6 if saves else 2: crash}), config_of(tmp_path), EVALUATOR)
     before = contents(tmp_path)
     changed = config_of(tmp_path, resume=True, eval_every=26, seed=3)
     with pytest.raises(InputError) as refused:
-        loop.run(fake_driver({0: never}), changed, evaluate)
+        loop.run(fake_driver({0: never}), changed, EVALUATOR)
     assert "runner.eval_every was 25 and is 26" in str(refused.value)
     assert "seed was 7 and is 3" in str(refused.value)
     assert contents(tmp_path) == before
 
 
 def test_a_second_run_in_a_directory_is_refused_and_nothing_is_touched(tmp_path):
-    loop.run(fake_driver(), config_of(tmp_path), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="--resume"):
-        loop.run(fake_driver({0: never}), config_of(tmp_path), evaluate)
+        loop.run(fake_driver({0: never}), config_of(tmp_path), EVALUATOR)
     assert contents(tmp_path) == before
 
 
 def test_a_damaged_checkpoint_costs_only_the_way_from_the_one_before(tmp_path, uninterrupted, capsys):
-    loop.run(fake_driver(), config_of(tmp_path), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     for name in ("step_000000000105", "step_000000000095"):
         (tmp_path / "checkpoints" / name / checkpoint.ARRAYS).unlink()
-    loop.run(fake_driver(), config_of(tmp_path, resume=True), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
     out = capsys.readouterr().out
     assert out.count("warning: step_") == 2
@@ -437,25 +470,25 @@ def test_a_damaged_checkpoint_costs_only_the_way_from_the_one_before(tmp_path, u
 
 
 def test_only_damaged_checkpoints_are_refused_and_nothing_is_touched(tmp_path):
-    loop.run(fake_driver(), config_of(tmp_path), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     for path in (tmp_path / "checkpoints").iterdir():
         (path / checkpoint.MANIFEST).unlink()
     before = contents(tmp_path)
     with pytest.raises(InputError, match="can be used"):
-        loop.run(fake_driver({0: never}), config_of(tmp_path, resume=True), evaluate)
+        loop.run(fake_driver({0: never}), config_of(tmp_path, resume=True), EVALUATOR)
     assert contents(tmp_path) == before
 
 
 def test_a_checkpoint_of_another_shape_is_refused_as_bad_input(tmp_path):
-    loop.run(fake_driver(), config_of(tmp_path), evaluate)
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     with pytest.raises(InputError, match="step_000000000105"):
-        loop.run(fake_driver(width=3), config_of(tmp_path, resume=True), evaluate)
+        loop.run(fake_driver(width=3), config_of(tmp_path, resume=True), EVALUATOR)
 
 
 def test_a_budget_that_the_warm_up_uses_up_is_refused_or_finished(tmp_path, plotted):
     refusal = ""
     try:
-        summary = loop.run(fake_driver(), config_of(tmp_path, total_frames=INITIAL), evaluate)
+        summary = loop.run(fake_driver(), config_of(tmp_path, total_frames=INITIAL), EVALUATOR)
     except InputError as refused:
         refusal = str(refused)
     assert "total_frames" in refusal or summary["env_steps"] == 2 * INITIAL
@@ -483,14 +516,15 @@ def real_driver():
 
 
 def test_a_real_run_ends_with_every_file(tmp_path, real_driver, plotted):
-    driver, evaluate = real_driver
-    summary = loop.run(driver, real_config(tmp_path), evaluate)
+    driver, evaluator = real_driver
+    summary = loop.run(driver, real_config(tmp_path), evaluator)
     # Three acts of four environments to start, the first of which stores nothing (n = 2); then chunks of ten.
     assert driver.initial_frames == 12
     assert [line["frames"] for line in read_metrics(tmp_path)] == [52, 92, 132, 172, 212, 252]
     assert (summary["frames_per_seed"], summary["env_steps"], summary["updates"]) == (252, 504, 120)
     assert saved(tmp_path) == [132, 252]
-    assert sorted(read_returns(tmp_path)) == [132, 252]
+    assert sorted(returns_of(tmp_path)) == [132, 252]
+    assert {row["env_params"] for row in read_returns(tmp_path)} == {'{"max_steps_in_episode": 20}'}
     assert len(summary["final_returns"]) == 2
     assert all(1 <= value <= 20 for value in summary["final_returns"])
     assert len(summary["devices"]) == 2
@@ -510,7 +544,7 @@ def one_ulp_in_one_replica(state):
 
 
 def test_replicas_that_differ_by_a_bit_end_the_run(tmp_path, real_driver):
-    driver, evaluate = real_driver
+    driver, evaluator = real_driver
     chunks = []
 
     def step(state):
@@ -519,7 +553,7 @@ def test_replicas_that_differ_by_a_bit_end_the_run(tmp_path, real_driver):
 
     # Two chunks of averaged gradients later the difference is still there to be found.
     with pytest.raises(TrainingError, match=r"replicas differ in .*\['trunk'\]\['Dense_0'\].* row\(s\) \[1\]"):
-        loop.run(driver._replace(step=step), real_config(tmp_path), evaluate)
+        loop.run(driver._replace(step=step), real_config(tmp_path), evaluator)
     assert not (tmp_path / SUMMARY).exists()
 
 

@@ -27,7 +27,8 @@ def contents(directory) -> dict[str, bytes]:
 
 
 def rows(frames: int) -> list[dict]:
-    shared = {"client": 0, "env_params": '{"max_steps": 9}', "frames": frames, "updates": frames // 2}
+    shared = {"policy": "global", "split": "seen", "client": 0, "env_params": '{"max_steps": 9}', "rounds": ""}
+    shared |= {"frames": frames, "updates": frames // 2}
     return [shared | {"seed": np.int64(seed), "return": seed + 0.25} for seed in (4, 5)]
 
 
@@ -68,13 +69,26 @@ def test_returns_have_the_documented_columns_and_one_header(tmp_path):
         records.append_returns(rows(frames))
     with open(tmp_path / RETURNS, newline="") as file:
         table = list(csv.reader(file))
-    assert table[0] == ["seed", "client", "env_params", "frames", "updates", "return"]
+    assert table[0] == ["seed", "policy", "split", "client", "env_params", "rounds", "frames", "updates", "return"]
     assert table[1:] == [
-        [seed, "0", '{"max_steps": 9}', frames, updates, value]
+        [seed, "global", "seen", "0", '{"max_steps": 9}', "", frames, updates, value]
         for frames, updates in (("10", "5"), ("20", "10"))
         for seed, value in (("4", "4.25"), ("5", "5.25"))
     ]
-    assert read_returns(tmp_path) == {10: {4: 4.25, 5: 5.25}, 20: {4: 4.25, 5: 5.25}}
+    assert read_returns(tmp_path) == [
+        rows(frames)[row] | {"rounds": None, "seed": seed, "return": value}
+        for frames in (10, 20)
+        for row, (seed, value) in enumerate(((4, 4.25), (5, 5.25)))
+    ]
+
+
+def test_returns_read_back_what_only_some_rows_have(tmp_path):
+    """Rounds of a federated run; no client where an environment is nobody's."""
+    records = Records(tmp_path, resume=False)
+    held_out = {"seed": 3, "policy": "client", "split": "beyond", "client": "", "env_params": "{}", "rounds": 7}
+    held_out |= {"frames": 10, "updates": 5, "return": 0.1 + 0.2}
+    records.append_returns([held_out])
+    assert read_returns(tmp_path) == [held_out | {"client": None}]
 
 
 def test_cut_goes_back_to_the_bytes_of_a_checkpoint(tmp_path):

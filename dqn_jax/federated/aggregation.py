@@ -1,0 +1,111 @@
+"""How the updates of a round become one: weights of clients, and aggregators. Not here: what the server does with it.
+
+Shapes: C updates of a cohort, absent clients among them with weight 0.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dqn_jax.federated.lookup import lookup
+from dqn_jax.types import Params
+
+
+class Report(NamedTuple):
+    """The numbers a client sends with its update. Leaves []."""
+
+    frames: jax.Array
+    """int32 frames of the round."""
+    updates: jax.Array
+    """int32 local updates of the round (FedNova's tau)."""
+    episodes: jax.Array
+    """int32 episodes that ended in the round."""
+    return_sum: jax.Array
+    """float32 sum of their returns."""
+    loss: jax.Array
+    """float32 mean loss of the round's updates."""
+
+
+class Aggregator(NamedTuple):
+    """A way to make one delta of many."""
+
+    combine: Callable[..., Params]
+    """(deltas leaves [C, ...], weights [C], axis_name=None) -> delta, the same on every device of the axis.
+
+    Weights are not negative; a client with weight 0 must not count, whatever its delta holds."""
+    leaves_out_non_finite: bool = False
+    """Whether a client whose update is not finite may be given weight 0. Else such a client ends the run."""
+
+
+def mean_of(values: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+    """Weighted mean over the first axis of leaves [C, ...]; 0 where all weights are 0 (McMahan et al. 2017, FedAvg)."""
+    total = _sum(jnp.sum(weights), axis_name)
+
+    def mean(x: jax.Array) -> jax.Array:
+        shape = weights.shape + (1,) * (x.ndim - 1)
+        # Not 0 * x, which a NaN would survive.
+        weighted = jnp.where(weights.reshape(shape) > 0, weights.reshape(shape) * x, 0.0)
+        return _sum(jnp.sum(weighted, axis=0), axis_name) / jnp.where(total > 0, total, 1.0)
+
+    return jax.tree.map(mean, values)
+
+
+def median_of(values: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+    """Median of each coordinate over the clients that take part, however heavy; 0 where there are none (Yin et al. 2018)."""
+    values, weights = gather((values, weights), axis_name)
+    present = weights > 0
+    count = jnp.sum(present)
+
+    def median(x: jax.Array) -> jax.Array:
+        ordered = jnp.sort(jnp.where(present.reshape(present.shape + (1,) * (x.ndim - 1)), x, jnp.inf), axis=0)
+        middle = (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2]) / 2
+        return jnp.where(count > 0, middle, 0.0)
+
+    return jax.tree.map(median, values)
+
+
+def gather(tree: Params, axis_name: str | None) -> Params:
+    """The rows of all devices: leaves [C, ...] as [D * C, ...]. For aggregators that are not sums."""
+    if axis_name is None:
+        return tree
+    return jax.lax.all_gather(tree, axis_name, tiled=True)
+
+
+AGGREGATORS = {"mean": Aggregator(mean_of, True), "median": Aggregator(median_of, True)}
+
+WEIGHTINGS: dict[str, Callable[[Report], jax.Array]] = {
+    "uniform": lambda report: jnp.float32(1),
+    "samples": lambda report: report.frames.astype(jnp.float32),
+    "episodes": lambda report: report.episodes.astype(jnp.float32),
+}
+"""Weight of one client, from what it reports."""
+
+
+def make_aggregator(spec: str) -> Aggregator:
+    """The aggregator that a config names; a user's own may be an Aggregator, or a function of (deltas, weights).
+
+    Raises:
+      InputError: for a name without meaning.
+    """
+    found = lookup("federated.aggregator", spec, AGGREGATORS, lambda found: callable(found) or isinstance(found, Aggregator))
+    return found if isinstance(found, Aggregator) else from_function(found)
+
+
+def from_function(function: Callable[[Params, jax.Array], Params]) -> Aggregator:
+    """A plain function of (deltas [C, ...], weights [C]), which sees all clients wherever they are, as an aggregator."""
+    return Aggregator(lambda deltas, weights, axis_name=None: function(*gather((deltas, weights), axis_name)))
+
+
+def make_weighting(spec: str) -> Callable[[Report], jax.Array]:
+    """The weighting that a config names; a user's own maps a Report to a number that is not negative.
+
+    Raises:
+      InputError: for a name without meaning.
+    """
+    return lookup("federated.weighting", spec, WEIGHTINGS)
+
+
+def _sum(x: jax.Array, axis_name: str | None) -> jax.Array:
+    return x if axis_name is None else jax.lax.psum(x, axis_name)

@@ -1,0 +1,243 @@
+"""Federated DQN as a driver: rounds of many clients, of many repetitions, on one device or several.
+
+Repetitions are mapped inside a device. Either each device has repetitions of its own, or each has its share of the clients of
+all of them. Not here: rounds, files.
+
+Shapes: D devices, L repetitions on a device, S in all, N clients.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.agent import make_agent
+from dqn_jax.config import AgentConfig, InputError
+from dqn_jax.envs import Environment, EnvParams, make_env
+from dqn_jax.evaluation import Evaluator
+from dqn_jax.federated.aggregation import make_aggregator, make_weighting
+from dqn_jax.federated.centralised import make_centralised
+from dqn_jax.federated.client import make_client
+from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
+from dqn_jax.federated.evaluation import make_evaluator
+from dqn_jax.federated.heterogeneity import ClientEnvs, draw_envs
+from dqn_jax.federated.participation import make_participation
+from dqn_jax.federated.rounds import FederatedState, Parts, make_federation
+from dqn_jax.federated.server import make_server_rule
+from dqn_jax.federated.transforms import make_transforms
+from dqn_jax.mapping import lane_axes, local_devices, over, place, row
+from dqn_jax.networks import Network, make_network
+from dqn_jax.types import Driver, Info, Params
+
+AXIS = "devices"
+"""Name of the axis that clients are divided over."""
+
+_SUMS = ("frames", "updates", "episodes", "return_sum", "participants", "downloads", "left_out", "virtual_time")
+_MEANS = ("loss", "epsilon", "staleness", "drift")
+
+
+def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
+    """The driver of a whole federated experiment and its evaluation: what `runner.run` takes.
+
+    Raises:
+      InputError: for an environment, distribution, named part, number of devices or sizes that cannot be used.
+    """
+    env = make_env(config.env, config.max_episode_steps)
+    network = make_network(config.network, env.obs_shape, env.num_actions)
+    devices = local_devices(config.num_devices)
+    if config.num_devices is None and config.seeds_over_devices:
+        # All of them, as far as repetitions divide over them.
+        devices = devices[: max(n for n in range(1, len(devices) + 1) if config.num_seeds % n == 0)]
+    envs = draw_all(env, config.federated, config.num_seeds)
+    make = (
+        functools.partial(make_federated, seeds_over_devices=config.seeds_over_devices)
+        if config.federated.pooled_batch is None
+        else functools.partial(make_centralised, batch_size=config.federated.pooled_batch)
+    )
+    driver = make(
+        env,
+        network,
+        config.agent,
+        config.federated,
+        env_params=envs.seen,
+        seeds=config.seeds,
+        devices=devices,
+        rounds_per_step=config.runner.log_every,
+    )
+    players = devices if config.seeds_over_devices else devices[:1]
+    return driver, make_evaluator(env, network, config.federated, envs, config.runner.eval_episodes, players)
+
+
+def named_parts(env: Environment, network: Network, agent_config: AgentConfig, config: FederatedConfig) -> Parts:
+    """The parts of a round that a config names. Replace any of them with your own: `parts._replace(aggregator=...)`."""
+    agent = make_agent(env, network, agent_config)
+    return Parts(
+        client=make_client(agent, agent_config, config, make_transforms(config.transforms)),
+        participation=make_participation(config),
+        aggregator=make_aggregator(config.aggregator),
+        weigh=make_weighting(config.weighting),
+        server_rule=make_server_rule(config.server_optimizer),
+    )
+
+
+def draw_all(env: Environment, config: FederatedConfig, num_seeds: int) -> ClientEnvs:
+    """Environments of every repetition, leaves [S, N, ...]: repetition i draws those of `env_seed + i`."""
+
+    def draw(env_seed: jax.Array) -> ClientEnvs:
+        clients, unseen = config.num_clients, config.unseen_envs
+        return draw_envs(env, config.heterogeneity, env_seed, clients, unseen, config.heterogeneity_level)
+
+    return jax.jit(jax.vmap(draw))(config.env_seed + jnp.arange(num_seeds, dtype=jnp.uint32))
+
+
+def make_federated(
+    env: Environment,
+    network: Network,
+    agent_config: AgentConfig,
+    config: FederatedConfig,
+    *,
+    env_params: EnvParams,
+    seeds: Sequence[int],
+    devices: Sequence[jax.Device],
+    rounds_per_step: int,
+    parts: Parts | None = None,
+    seeds_over_devices: bool = True,
+) -> Driver:
+    """Builds the driver.
+
+    Args:
+      env: the environment.
+      network: the Q-network.
+      agent_config: the agent that every client is.
+      config: clients, rounds, merging.
+      env_params: parameters of the clients' environments, leaves [S, N, ...].
+      seeds: S, one for each repetition.
+      devices: D devices.
+      rounds_per_step: rounds in one call of the driver's `step`.
+      parts: what a round is made of; None takes what the config names.
+      seeds_over_devices: divide the repetitions over the devices instead of the clients.
+
+    Returns:
+      The driver; its state is a FederatedState with leaves [D, L, ...], clocks [D] (but of clients that can differ, [D, L, n]).
+
+    Raises:
+      InputError: where repetitions or clients do not divide over the devices.
+    """
+    num_devices, num_clients = len(devices), config.num_clients
+    what, count = ("num_seeds", len(seeds)) if seeds_over_devices else ("federated.num_clients", num_clients)
+    if count % num_devices:
+        raise InputError(f"{what} is {count}, which does not divide over {num_devices} devices: make it a multiple of them")
+    axis_name = None if seeds_over_devices else AXIS
+    parts = named_parts(env, network, agent_config, config) if parts is None else parts
+    federation = make_federation(network, parts, config, axis_name)
+
+    def axes_of(state: FederatedState) -> FederatedState:
+        """Repetitions share the round, and clients' clocks if those cannot differ."""
+        return lane_axes(state).replace(clients=lane_axes(state.clients, not config.varies))
+
+    def start_lanes(seeds: jax.Array, env_params: EnvParams, client_ids: jax.Array) -> FederatedState:
+        shapes = jax.eval_shape(federation.init, seeds[0], jax.tree.map(lambda x: x[0], env_params), client_ids)
+        return over(federation.init, in_axes=(0, 0, None), out_axes=axes_of(shapes))(seeds, env_params, client_ids)
+
+    def rounds(state: FederatedState) -> tuple[FederatedState, Info]:
+        state, infos = jax.lax.scan(lambda state, _: federation.round(state), state, length=rounds_per_step)
+        # Who broke first: from then on the server would pass it on to everybody.
+        first = jnp.argmin(infos["finite"])
+        flags = {"finite": infos["finite"].all(0), "broken": infos["broken"][first], "weightless": infos["weightless"].any(0)}
+        return state, {name: values.sum(0) for name, values in infos.items() if name not in flags} | flags
+
+    def round_lanes(state: FederatedState) -> tuple[FederatedState, Info]:
+        axes = axes_of(state)
+        return over(rounds, in_axes=(axes,), out_axes=(axes, 0))(state)
+
+    parallel_start = over(start_lanes, AXIS, devices)
+    parallel_rounds = over(round_lanes, AXIS, devices, donate=True)
+
+    def init() -> FederatedState:
+        numbers = np.arange(num_clients, dtype=np.uint32)
+        if seeds_over_devices:
+            ids = np.tile(numbers, (num_devices, 1))
+            seed_rows = np.reshape(seeds, (num_devices, -1))
+            params = jax.tree.map(lambda x: np.reshape(x, (num_devices, -1, *x.shape[1:])), env_params)
+        else:
+            ids = numbers.reshape(num_devices, -1)
+            seed_rows = np.tile(seeds, (num_devices, 1))
+            params = jax.tree.map(lambda x: _split_clients(np.asarray(x), num_devices), env_params)
+        return parallel_start(*place((seed_rows.astype(np.uint32), params, ids), devices))
+
+    def to_host(leaf: jax.Array) -> np.ndarray:
+        """[D, L, ...] of the server or an info as [S, ...]."""
+        return np.asarray(leaf).reshape(len(seeds), *leaf.shape[2:]) if seeds_over_devices else np.asarray(row(leaf, 0))
+
+    one_env = jax.tree.map(lambda x: x[0, 0], env_params)
+    bytes_down, bytes_up = parts.client.num_bytes(jax.eval_shape(parts.client.init, jax.random.key(0), one_env, None))
+
+    def step(state: FederatedState) -> tuple[FederatedState, Info]:
+        state, info = parallel_rounds(state)
+        sums = {name: to_host(values) for name, values in info.items()}
+        people = np.maximum(sums["participants"], 1)
+        # Python integers: a long run sends more bytes than 32 bits can count.
+        moved = [down * bytes_down + up * bytes_up for down, up in zip(*_ints(sums, "downloads", "participants"), strict=True)]
+        means = {name: np.where(sums["participants"] > 0, sums[f"{name}_sum"] / people, np.nan) for name in _MEANS}
+        return state, {
+            **{name: sums[name] for name in (*_SUMS, "finite", "weightless", "broken")},
+            **means,
+            "delta_norm": sums["delta_norm"] / rounds_per_step,
+            "bytes": np.array(moved, object),
+        }
+
+    def params(state: FederatedState) -> dict[str, Params]:
+        clients = state.clients.agent.learner.params
+        if seeds_over_devices:
+            clients = jax.tree.map(to_host, clients)
+        else:
+            clients = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, 1).reshape(len(seeds), -1, *x.shape[3:]), clients)
+        server = jax.tree.map(to_host, state.server.params)
+        return {"global": server, "clients": clients} if config.eval_clients else {"global": server}
+
+    def complaint(info: Info) -> str | None:
+        broken = [
+            f"client(s) {np.flatnonzero(clients).tolist()} of seed {seed}"
+            for seed, clients, fine in zip(seeds, info["broken"], info["finite"], strict=True)
+            if not fine and clients.any() and not parts.aggregator.leaves_out_non_finite
+        ]
+        remedy = "lower agent.learning_rate or set agent.max_grad_norm"
+        if broken:
+            return f"{', '.join(broken)}: an update is not finite, and this aggregator does not leave it out: {remedy}"
+        if not info["finite"].all():
+            seeds_hit = np.asarray(seeds)[~info["finite"]].tolist()
+            server = "lower federated.server_learning_rate"
+            return f"seed(s) {seeds_hit}: the server's parameters are not finite: {server}, or {remedy}"
+        if info["weightless"].any():
+            seeds_hit = np.asarray(seeds)[info["weightless"]].tolist()
+            return (
+                f"seed(s) {seeds_hit}: the weights of a round's participants sum to zero under federated.weighting "
+                f"{config.weighting!r}: raise federated.local_steps, or weigh by 'uniform'"
+            )
+        return None
+
+    warm_up = 0 if config.merge.replay == "clear" and config.participation != "buffered" else agent_config.warm_up_frames
+    return Driver(
+        init=init,
+        step=step,
+        params=params,
+        check=lambda state: None,
+        complaint=complaint,
+        unit="rounds",
+        initial=0,
+        per_step=rounds_per_step,
+        initial_frames=num_clients * warm_up,
+        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+    )
+
+
+def _split_clients(x: np.ndarray, num_devices: int) -> np.ndarray:
+    """[S, N, ...] as [D, S, N / D, ...]."""
+    return np.moveaxis(x.reshape(x.shape[0], num_devices, -1, *x.shape[2:]), 1, 0)
+
+
+def _ints(sums: dict[str, Any], *names: str) -> list[list[int]]:
+    return [[int(value) for value in sums[name]] for name in names]

@@ -1,0 +1,138 @@
+"""How clients' environments differ: environment parameters drawn from named distributions. Not here: gymnax.
+
+A distribution gives fields of the parameters ranges. A client draws u ~ U(0, 1) for each field and gets low + u (high - low);
+held-out environments draw u from the same range, or from beyond its upper end. Quantities that follow from others follow.
+
+Shapes: N environments.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.config import InputError
+from dqn_jax.envs import Environment, EnvParams
+from dqn_jax.mapping import ENVIRONMENTS, stream_key
+
+BEYOND = (1.0, 1.5)
+"""Range of u for environments beyond the training range."""
+
+
+class Distribution(NamedTuple):
+    """Ranges of environment parameters."""
+
+    env: str
+    """The environment whose parameters these are."""
+    ranges: Mapping[str, tuple[float, float]]
+    """Lowest and highest value of each field while training."""
+    derive: Callable[[EnvParams], EnvParams] = lambda params: params
+    """Recomputes what depends on those fields."""
+
+
+class ClientEnvs(NamedTuple):
+    """Environment parameters of one federation, each with leaves [N, ...]."""
+
+    seen: EnvParams
+    """One for each client: what it trains in."""
+    inside: EnvParams
+    """Held out, from the training range."""
+    beyond: EnvParams
+    """Held out, from beyond it."""
+
+
+def _cartpole(params: EnvParams) -> EnvParams:
+    return params.replace(polemass_length=params.masspole * params.length, total_mass=params.masscart + params.masspole)
+
+
+def _acrobot(params: EnvParams) -> EnvParams:
+    return params.replace(link_com_pos_1=params.link_length_1 / 2, link_com_pos_2=params.link_length_2 / 2)
+
+
+DISTRIBUTIONS = {
+    # Half-poles as in Jin et al. (2022), section 5.
+    "cartpole-length": Distribution("CartPole-v1", {"length": (0.1, 0.9)}, _cartpole),
+    "cartpole-gravity": Distribution("CartPole-v1", {"gravity": (4.9, 14.7)}, _cartpole),
+    "cartpole-force": Distribution("CartPole-v1", {"force_mag": (5.0, 15.0)}, _cartpole),
+    "acrobot-links": Distribution("Acrobot-v1", {"link_length_1": (0.6, 1.4), "link_length_2": (0.6, 1.4)}, _acrobot),
+    "mountaincar-force": Distribution("MountainCar-v0", {"force": (0.0008, 0.0014)}),
+    "mountaincar-gravity": Distribution("MountainCar-v0", {"gravity": (0.0018, 0.0028)}),
+}
+
+
+def distribution_of(name: str, env_name: str) -> Distribution | None:
+    """The named distribution, None for "none".
+
+    Raises:
+      InputError: for an unknown name, or one of another environment.
+    """
+    if name == "none":
+        return None
+    if name not in DISTRIBUTIONS:
+        close = difflib.get_close_matches(name, [*DISTRIBUTIONS, "none"], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose none or one of {', '.join(DISTRIBUTIONS)}"
+        raise InputError(f"federated.heterogeneity is {name!r}, an unknown distribution: {hint}")
+    distribution = DISTRIBUTIONS[name]
+    if distribution.env != env_name:
+        fitting = ["none", *(other for other, value in DISTRIBUTIONS.items() if value.env == env_name)]
+        raise InputError(
+            f"federated.heterogeneity is {name!r}, which is for {distribution.env}, and env is {env_name!r}: choose "
+            f"{' or '.join(fitting)}"
+        )
+    return distribution
+
+
+def draw_envs(
+    env: Environment, name: str, env_seed: jax.Array | int, num_clients: int, num_unseen: int, level: float = 1.0
+) -> ClientEnvs:
+    """Draws the environments of one federation.
+
+    Environment i depends on `env_seed` and i alone, so a larger federation contains the smaller one.
+
+    Args:
+      env: the environment.
+      name: a name in DISTRIBUTIONS, or "none".
+      env_seed: [] which draw.
+      num_clients: environments to train in.
+      num_unseen: held-out environments inside, and as many beyond, the training range.
+      level: width of the training range around its middle; 1 is all of it.
+
+    Returns:
+      ClientEnvs.
+
+    Raises:
+      InputError: for a distribution that is unknown or of another environment.
+    """
+    distribution = distribution_of(name, env.name)
+
+    def one(key: jax.Array, low: float, high: float) -> EnvParams:
+        if distribution is None:
+            return env.params
+        draws = jax.random.uniform(key, (len(distribution.ranges),), minval=low, maxval=high)
+        # Beyond the range is measured from the edge of the range that is trained in.
+        draws = 0.5 + level * (draws - 0.5)
+        fields = {
+            field: jnp.float32(least + u * (most - least))
+            for (field, (least, most)), u in zip(distribution.ranges.items(), draws, strict=True)
+        }
+        return distribution.derive(env.params.replace(**fields))
+
+    def many(purpose: int, count: int, low: float, high: float) -> EnvParams:
+        key = jax.random.fold_in(stream_key(env_seed, ENVIRONMENTS), purpose)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
+        return jax.vmap(one, in_axes=(0, None, None))(keys, low, high)
+
+    return ClientEnvs(many(0, num_clients, 0.0, 1.0), many(1, num_unseen, 0.0, 1.0), many(2, num_unseen, *BEYOND))
+
+
+def varied_fields(params: EnvParams, name: str) -> list[dict[str, Any]]:
+    """The fields that a distribution varies, for each of N environments with leaves [N, ...], as plain numbers."""
+    if name == "none":
+        return [{}] * len(params.max_steps_in_episode)
+    values = {field: np.asarray(getattr(params, field), np.float64) for field in DISTRIBUTIONS[name].ranges}
+    return [
+        {field: float(f"{column[i]:.6g}") for field, column in values.items()} for i in range(len(params.max_steps_in_episode))
+    ]

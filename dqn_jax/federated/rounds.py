@@ -1,0 +1,287 @@
+"""A round: choose participants, broadcast, train locally, aggregate, and let the server step. Whole rounds are one program.
+
+Clients are rows of one state. Those that take part are trained in blocks, each a `vmap`, one block after the other, so that a
+thousand need no more cache than a few. With `axis_name` every device holds its share of the clients, and sums cross it.
+
+Not here: what a client or the server does, seeds, files.
+
+Shapes: N clients in all, n on this device, C of them in a cohort.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dqn_jax.envs import EnvParams
+from dqn_jax.federated.aggregation import Aggregator, Report, gather, mean_of
+from dqn_jax.federated.client import Client, ClientState, ClientUpdate
+from dqn_jax.federated.config import FederatedConfig
+from dqn_jax.federated.participation import Participation, Plan
+from dqn_jax.federated.server import ServerRule, ServerState, apply_delta, init_server
+from dqn_jax.mapping import PLANS, lane_axes, stream_key
+from dqn_jax.networks import Network
+from dqn_jax.types import Clock, Info, Params
+
+DEFAULT_BLOCK = 16
+
+
+class FederatedState(flax.struct.PyTreeNode):
+    """The whole federation."""
+
+    server: ServerState
+    clients: ClientState
+    """Leaves [n, ...]."""
+    participation: Any
+    stream: jax.Array
+    """[] key that plans are drawn from."""
+    round: Clock
+
+
+class Parts(NamedTuple):
+    """What a round is made of."""
+
+    client: Client
+    participation: Participation
+    aggregator: Aggregator
+    weigh: Callable[[Report], jax.Array]
+    server_rule: ServerRule
+
+
+class Federation(NamedTuple):
+    """Clients and a server as pure functions."""
+
+    init: Callable[[jax.Array, EnvParams, jax.Array], FederatedState]
+    """(seed [], environment parameters leaves [n, ...], numbers of the clients [n]) -> state."""
+    round: Callable[[FederatedState], tuple[FederatedState, Info]]
+    """state -> (state, info): sums over the participants, and flags."""
+
+
+class _Cohort(NamedTuple):
+    """What came back from the clients of a round, C rows."""
+
+    updates: ClientUpdate
+    present: jax.Array
+    """[C] bool, false in rows that only fill up a block."""
+    finite: jax.Array
+    """[C] bool."""
+    staleness: jax.Array
+    """[C] int32."""
+    ids: jax.Array
+    """[C] int32 row of the client, n where there is none."""
+    epsilon: jax.Array
+    """[C] float32."""
+
+
+def make_federation(network: Network, parts: Parts, config: FederatedConfig, axis_name: str | None = None) -> Federation:
+    """Builds McMahan et al. (2017), algorithm 1, with each part a choice.
+
+    Args:
+      network: the Q-network.
+      parts: what a round is made of.
+      config: clients, and what they keep.
+      axis_name: mapped axis that clients are divided over; None where all are here.
+
+    Returns:
+      The federation.
+    """
+    client, participation = parts.client, parts.participation
+    buffered = config.participation == "buffered"
+
+    def init(seed: jax.Array, env_params: EnvParams, numbers: jax.Array) -> FederatedState:
+        # Client i of a federation is learner i of the run, whatever else is configured.
+        keys = jax.vmap(stream_key, in_axes=(None, 0))(seed, numbers)
+        params = network.init(jax.random.fold_in(stream_key(seed, 0), 0)) if config.merge.initial == "common" else None
+        begin = lambda key, env_params: client.init(key, env_params, params)  # noqa: E731
+        shapes = jax.eval_shape(begin, keys[0], jax.tree.map(lambda x: x[0], env_params))
+        clients = jax.vmap(begin, out_axes=lane_axes(shapes, not config.varies))(keys, env_params)
+        learner = clients.agent.learner
+        if params is None:
+            # Clients that begin apart, begin around their mean.
+            params = mean_of(learner.params, jnp.ones(len(keys)), axis_name)
+        plans = stream_key(seed, PLANS)
+        return FederatedState(
+            server=init_server(
+                config, parts.server_rule, params, jax.tree.map(lambda x: jnp.zeros_like(x[0]), learner.opt_state)
+            ),
+            clients=clients,
+            participation=participation.init(jax.random.fold_in(plans, np.uint32(2**32 - 1))),
+            stream=plans,
+            round=Clock(jnp.int32(0)),
+        )
+
+    def total(x: Any) -> Any:
+        return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+    def local(plan: Plan, size: int) -> Plan:
+        """The rows of a plan that belong to this device's clients."""
+        if axis_name is None:
+            return plan
+        first = jax.lax.axis_index(axis_name) * size
+        return jax.tree.map(lambda x: x if x.ndim == 0 else jax.lax.dynamic_slice_in_dim(x, first, size), plan)
+
+    def train_cohort(clients: ClientState, server: ServerState, now: jax.Array, plan: Plan) -> tuple[ClientState, _Cohort]:
+        size = len(plan.steps)
+
+        def take_part(state: ClientState, row: jax.Array) -> tuple[ClientState, tuple]:
+            if not buffered:
+                state = client.begin(state, server, now)
+            state, update, finite, info = client.train(state, server, now, plan.steps[row])
+            return state, (update, finite, info["epsilon"])
+
+        if buffered:
+            starters = _rows(plan.starts, min(size, participation.most))
+            begin = lambda state, row: (client.begin(state, server, now), ())  # noqa: E731
+            clients, _, _ = _in_blocks(begin, clients, starters, config)
+        # Who drops out after the broadcast has done nothing, so the broadcast to it is not played either.
+        ids = jnp.arange(size) if not config.varies else _rows(plan.delivers, min(size, participation.most))
+        clients, ids, (updates, finite, epsilon) = _in_blocks(take_part, clients, ids, config)
+        staleness = plan.staleness[jnp.minimum(ids, size - 1)]
+        return clients, _Cohort(updates, ids < size, finite, staleness, ids, epsilon)
+
+    def merge(server: ServerState, cohort: _Cohort) -> tuple[ServerState, Info]:
+        updates = cohort.updates
+        counts = cohort.present & cohort.finite if parts.aggregator.leaves_out_non_finite else cohort.present
+        weights = jnp.where(counts, jax.vmap(parts.weigh)(updates.report), 0.0)
+        chex.assert_equal_shape([weights, counts])
+        delta = parts.aggregator.combine(_scaled(updates, cohort.staleness, config), weights, axis_name)
+        if config.algorithm == "fednova":
+            # Wang et al. (2020), equation 6: the mean number of updates times the mean step per update.
+            length = mean_of(updates.report.updates.astype(jnp.float32), weights, axis_name)
+            delta = jax.tree.map(lambda x: length * x, delta)
+        stepped = apply_delta(parts.server_rule, server, delta)
+        stepped = stepped.replace(
+            control=_next_control(server.control, updates.control, counts, config.num_clients, axis_name),
+            moments=_average(updates.moments, weights, axis_name),
+            target_params=_average(updates.target_params, weights, axis_name),
+        )
+        someone = total(jnp.sum(weights)) > 0
+        server = jax.tree.map(lambda new, old: jnp.where(someone, new, old), stepped, server)
+        drift = jax.vmap(lambda own: optax.tree.norm(jax.tree.map(jnp.subtract, own, delta)))(updates.delta)
+        return server, {
+            "drift_sum": total(jnp.sum(jnp.where(counts, drift, 0.0))),
+            "delta_norm": optax.tree.norm(delta),
+            "left_out": total(jnp.sum(cohort.present & ~counts)),
+            "weightless": (total(jnp.sum(counts)) > 0) & ~someone,
+        }
+
+    def run_round(state: FederatedState) -> tuple[FederatedState, Info]:
+        now = state.round.count
+        plan_state, plan = participation.plan(jax.random.fold_in(state.stream, now), state.participation)
+        size = len(state.clients.stream)
+        clients, cohort = train_cohort(state.clients, state.server, now, local(plan, size))
+        server, info = merge(state.server, cohort)
+        report, here = cohort.updates.report, cohort.present
+
+        def add(x: jax.Array) -> jax.Array:
+            return total(jnp.sum(jnp.where(here, x, 0)))
+
+        broken = jnp.zeros(size, bool).at[cohort.ids].set(here & ~cohort.finite, mode="drop")
+        tolerated = jnp.array(parts.aggregator.leaves_out_non_finite)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(server.params)]))
+        started = jnp.sum(plan.starts) + (jnp.where(now == 0, config.in_flight, 0) if buffered else 0)
+        info |= {
+            **{name: add(getattr(report, name)) for name in ("frames", "updates", "episodes", "return_sum")},
+            "loss_sum": total(jnp.sum(jnp.where(here & cohort.finite, report.loss, 0.0))),
+            "epsilon_sum": add(cohort.epsilon),
+            "staleness_sum": add(cohort.staleness),
+            "participants": add(jnp.ones_like(cohort.ids)),
+            "downloads": started,
+            "virtual_time": plan.duration,
+            "broken": gather(broken, axis_name),
+            "finite": finite & (tolerated | ~jnp.any(gather(broken, axis_name))),
+        }
+        state = state.replace(server=server, clients=clients, participation=plan_state, round=Clock(now + 1))
+        return state, info
+
+    return Federation(init, run_round)
+
+
+def _rows(mask: jax.Array, most: int) -> jax.Array:
+    """[most] int32 positions where a mask [n] is true, in order, n after the last."""
+    return jnp.nonzero(mask, size=most, fill_value=len(mask))[0]
+
+
+def _in_blocks(
+    fn: Callable[[ClientState, jax.Array], tuple[ClientState, Any]],
+    clients: ClientState,
+    ids: jax.Array,
+    config: FederatedConfig,
+) -> tuple[ClientState, jax.Array, Any]:
+    """`fn` on the clients at rows `ids`, a block at a time.
+
+    Args:
+      fn: (state of one client, its row) -> (state, output).
+      clients: leaves [n, ...].
+      ids: [C] int32 rows, n for none.
+      config: block size, and whether clients' clocks differ.
+
+    Returns:
+      (clients, rows [C'], outputs [C', ...]), C rounded up to whole blocks.
+    """
+    size = len(clients.stream)
+    block = min(config.block_size or DEFAULT_BLOCK, len(ids))
+    ids = jnp.concatenate([ids, jnp.full(-len(ids) % block, size, ids.dtype)])
+    shared = not config.varies
+    start = clients
+
+    def is_clock(x: Any) -> bool:
+        return isinstance(x, Clock)
+
+    def one_block(clients: ClientState, rows: jax.Array) -> tuple[ClientState, Any]:
+        # Every block starts where shared clocks stood before the first; they end alike.
+        inside = jnp.minimum(rows, size - 1)
+        taken = jax.tree.map(
+            lambda x, at_start: at_start if is_clock(x) and shared else jax.tree.map(lambda leaf: leaf[inside], x),
+            clients,
+            start,
+            is_leaf=is_clock,
+        )
+        axes = lane_axes(taken, share_clocks=shared)
+        new, out = jax.vmap(fn, in_axes=(axes, 0), out_axes=(axes, 0))(taken, inside)
+        put = jax.tree.map(
+            lambda x, y: y if is_clock(x) and shared else jax.tree.map(lambda a, b: a.at[rows].set(b, mode="drop"), x, y),
+            clients,
+            new,
+            is_leaf=is_clock,
+        )
+        return put, out
+
+    clients, outs = jax.lax.scan(one_block, clients, ids.reshape(-1, block))
+    return clients, ids, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
+
+
+def _scaled(updates: ClientUpdate, staleness: jax.Array, config: FederatedConfig) -> Params:
+    """Deltas [C, ...] as the aggregator takes them: per update for FedNova, smaller when stale."""
+    factor = jnp.ones(len(staleness))
+    if config.algorithm == "fednova":
+        factor = 1.0 / jnp.maximum(updates.report.updates, 1)
+    if config.participation == "buffered":
+        # Nguyen et al. (2022), section 5: it shrinks the update itself, not only its share of the mean.
+        factor = factor * jax.lax.rsqrt(1.0 + staleness)
+    return jax.tree.map(lambda x: factor.reshape(-1, *[1] * (x.ndim - 1)) * x, updates.delta)
+
+
+def _next_control(control: Params, changes: Params, counts: jax.Array, num_clients: int, axis_name: str | None) -> Params:
+    """SCAFFOLD's c plus the participants' changes over all N (Karimireddy et al. 2020, algorithm 1, line 17)."""
+    mean = mean_of(changes, counts.astype(jnp.float32), axis_name)
+    number = jnp.sum(counts)
+    share = (number if axis_name is None else jax.lax.psum(number, axis_name)) / num_clients
+    return jax.tree.map(lambda c, change: c + share * change, control, mean)
+
+
+def _average(values: Any, weights: jax.Array, axis_name: str | None) -> Any:
+    """Weighted mean of floats; of counters, which a bias correction reads, the largest."""
+
+    def one(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return mean_of(x, weights, axis_name)
+        largest = jnp.max(jnp.where(weights.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, 0), axis=0)
+        return largest if axis_name is None else jax.lax.pmax(largest, axis_name)
+
+    return jax.tree.map(one, values)

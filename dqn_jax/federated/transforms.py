@@ -1,0 +1,200 @@
+"""What happens to a client's update before it is sent: a chain of transforms, in the manner of optax.
+
+A transform sees the delta of one client, keeps a state of that client, and says what its output costs to send. Not here:
+aggregation.
+
+Shapes: P parameters in all.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from dqn_jax.config import InputError
+from dqn_jax.federated.lookup import lookup
+from dqn_jax.types import Params
+
+
+class Payload(NamedTuple):
+    """What goes over the wire for one update."""
+
+    parameters: int
+    """Numbers that an update has (P)."""
+    leaves: int
+    """Arrays that they are in."""
+    entries: int
+    """Numbers sent."""
+    bits: int = 32
+    """Bits of each."""
+    indexed: bool = False
+    """Whether each travels with its 32-bit position."""
+    extra_bytes: int = 0
+    """Scales and the like."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return math.ceil(self.entries * (self.bits + 32 * self.indexed) / 8) + self.extra_bytes
+
+
+class Transform(NamedTuple):
+    """One member of a chain."""
+
+    init: Callable[[Params], Any]
+    """parameters -> state of one client."""
+    update: Callable[[jax.Array, Any, Params], tuple[Any, Params]]
+    """(key, state, delta) -> (state, delta as the server will see it)."""
+    payload: Callable[[Payload], Payload]
+    """What is sent, given what would have been without this transform."""
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Applies transforms in order, each with a state and a key of its own; none at all sends the delta as it is."""
+
+    def init(params: Params) -> tuple:
+        return tuple(transform.init(params) for transform in transforms)
+
+    def update(key: jax.Array, state: tuple, delta: Params) -> tuple[tuple, Params]:
+        states = []
+        for number, (transform, own) in enumerate(zip(transforms, state, strict=True)):
+            own, delta = transform.update(jax.random.fold_in(key, number), own, delta)
+            states.append(own)
+        return tuple(states), delta
+
+    def payload(before: Payload) -> Payload:
+        for transform in transforms:
+            before = transform.payload(before)
+        return before
+
+    return Transform(init, update, payload)
+
+
+def from_optax(rule: optax.GradientTransformation) -> Transform:
+    """An optax transformation of updates as a transform; it sees no parameters, and what it sends is as large as before."""
+
+    def update(key: jax.Array, state: optax.OptState, delta: Params) -> tuple[optax.OptState, Params]:
+        delta, state = rule.update(delta, state)
+        return state, delta
+
+    return Transform(rule.init, update, payload=lambda before: before)
+
+
+def clip(max_norm: float) -> Transform:
+    """Scales the delta down to a global norm of at most `max_norm`."""
+    if not 0 < max_norm < math.inf:
+        raise InputError(f"federated.transforms has clip:{max_norm}: give a finite norm above 0")
+    return from_optax(optax.clip_by_global_norm(max_norm))
+
+
+def int8() -> Transform:
+    """Rounds each leaf to 255 levels at random, so that its mean is kept, and feeds the error back.
+
+    A level is max |x| / 127 of the leaf, sent with it. Source: Alistarh et al. (2017), QSGD, with the largest entry as scale.
+    """
+
+    def compress(key: jax.Array, delta: Params) -> Params:
+        leaves, structure = jax.tree.flatten(delta)
+        keys = jax.random.split(key, len(leaves))
+        return jax.tree.unflatten(structure, [round_to_int8(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+
+    def init(params: Params) -> Params:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def payload(before: Payload) -> Payload:
+        return before._replace(bits=8, extra_bytes=before.extra_bytes + 4 * before.leaves)
+
+    return Transform(init, _with_error_feedback(compress), payload)
+
+
+def round_to_int8(key: jax.Array, x: jax.Array) -> jax.Array:
+    """[...] rounded at random to multiples of max |x| / 127: up with the probability that keeps the mean."""
+    chex.assert_type(x, float)
+    level = jnp.max(jnp.abs(x)) / 127
+    steps = x / jnp.where(level > 0, level, 1.0)
+    below = jnp.floor(steps)
+    # No entry is beyond 127 levels, but one that is equal to it may be a rounding error above.
+    rounded = jnp.clip(below + jax.random.bernoulli(key, steps - below, x.shape), -127, 127)
+    return level * rounded
+
+
+def top_k(share: float) -> Transform:
+    """Sends the entries largest in absolute value, `share` of all (at least one), and feeds the rest back.
+
+    Source: Stich et al. (2018), sparsified SGD with memory.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"federated.transforms has top-k:{share}: give a share above 0 and at most 1")
+
+    def count(size: int) -> int:
+        return max(1, round(share * size))
+
+    def compress(key: jax.Array, delta: Params) -> Params:
+        flat, unravel = ravel_pytree(delta)
+        _, kept = jax.lax.top_k(jnp.abs(flat), count(flat.size))
+        return unravel(jnp.zeros_like(flat).at[kept].set(flat[kept]))
+
+    def init(params: Params) -> Params:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def payload(before: Payload) -> Payload:
+        return before._replace(entries=min(before.entries, count(before.parameters)), indexed=True)
+
+    return Transform(init, _with_error_feedback(compress), payload)
+
+
+def _with_error_feedback(compress: Callable[[jax.Array, Params], Params]) -> Callable:
+    """An update that adds what was lost before, sends the compressed sum, and keeps what is lost now.
+
+    Source: Seide et al. (2014); Karimireddy et al. (2019), error feedback, algorithm 1.
+    """
+
+    def update(key: jax.Array, error: Params, delta: Params) -> tuple[Params, Params]:
+        wanted = jax.tree.map(jnp.add, delta, error)
+        sent = compress(key, wanted)
+        return jax.tree.map(jnp.subtract, wanted, sent), sent
+
+    return update
+
+
+def payload_of(params: Params) -> Payload:
+    """An update of these parameters, sent as it is."""
+    leaves = jax.tree.leaves(params)
+    size = sum(leaf.size for leaf in leaves)
+    return Payload(parameters=size, leaves=len(leaves), entries=size)
+
+
+def make_transforms(specs: tuple[str, ...]) -> Transform:
+    """The chain that a config names.
+
+    Args:
+      specs: clip:NORM, int8, top-k:SHARE, or module:attribute, the attribute being a Transform.
+
+    Raises:
+      InputError: for a name without meaning, or a number that cannot be used.
+    """
+    return chain(*(_make_transform(spec) for spec in specs))
+
+
+def _make_transform(spec: str) -> Transform:
+    name, _, text = spec.partition(":")
+    if spec == "int8":
+        return int8()
+    with_number = {"clip": clip, "top-k": top_k}
+    if name in with_number:
+        try:
+            number = float(text)
+        except ValueError:
+            raise InputError(f"federated.transforms has {spec!r}: write {name} and a number, as {name}:0.1") from None
+        return with_number[name](number)
+    return lookup(
+        "federated.transforms",
+        spec,
+        dict.fromkeys(("clip:NORM", "int8", "top-k:SHARE")),
+        usable=lambda found: isinstance(found, Transform),
+    )

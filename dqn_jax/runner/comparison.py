@@ -1,0 +1,212 @@
+"""A federation beside its alternatives: curves, table and figure from the runs of `experiments/federated.py`.
+
+`python -m dqn_jax.runner.comparison DIR` builds all three again; where the runs are gone, from `curves.csv`. An area under a
+curve is given as the mean return over the evaluations. Differences are paired: draw by draw, the same clients on both sides.
+
+Not here: training.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dqn_jax.config import InputError
+from dqn_jax.runner.plots import band
+from dqn_jax.runner.records import CONFIG, RETURNS, jsonable, read_returns
+from dqn_jax.runner.statistics import bootstrap_ci95
+
+CURVES = "curves.csv"
+TABLE = "comparison.json"
+FIGURE = "comparison.png"
+COLUMNS = ("series", "split", "seed", "rounds", "frames_per_client", "return")
+SPLITS = {"seen": "where clients train", "inside": "unseen, inside the range", "beyond": "unseen, beyond the range"}
+BASE = "federated"
+ALONE = "independent client, mean"
+SERIES = {
+    BASE: ("federated", "global"),
+    "federated, then K local steps": ("federated", "client"),
+    ALONE: ("independent", "client"),
+    "independent client, best": ("independent", "best"),
+    "one-shot average": ("independent", "global"),
+    "pooled, a client's updates": ("pooled_updates", "global"),
+    "pooled, all clients' samples": ("pooled_samples", "global"),
+}
+"""{name: (arm, policy)}."""
+
+Curves = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+"""{(series, split): (frames of a client [T], returns [S, T])}."""
+
+
+def compare(directory: Path) -> dict[str, Any]:
+    """Writes curves, table and figure of the runs in a directory, prints the table, and returns it."""
+    arms = sorted(path.parent for path in directory.glob(f"*/{RETURNS}"))
+    if arms:
+        write_curves(directory, [row for arm in arms for row in rows_of(arm)])
+        clients = json.loads((arms[0] / CONFIG).read_text())["federated"]["num_clients"]
+    elif (directory / CURVES).exists():
+        clients = json.loads((directory / TABLE).read_text())["num_clients"]
+    else:
+        raise InputError(f"{directory} has neither runs nor {CURVES}: give the run directory of experiments/federated.py")
+    curves = read_curves(directory)
+    table = {"num_clients": clients, "draws": len(next(iter(curves.values()))[1]), **tabulate(curves, clients)}
+    (directory / TABLE).write_text(json.dumps(jsonable(table), indent=2) + "\n")
+    draw(curves).savefig(directory / FIGURE, dpi=150)
+    print(as_text(table))
+    return table
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of `curves.csv` for one arm: means over environments, or over clients."""
+    rows = read_returns(run_dir)
+    clients = json.loads((run_dir / CONFIG).read_text())["federated"]["num_clients"]
+    best = best_clients(rows)
+    result = []
+    for series, (arm, policy) in SERIES.items():
+        if arm != run_dir.name:
+            continue
+        cells: dict[tuple, list[float]] = {}
+        for row in rows:
+            wanted = row["policy"] == policy or (
+                policy == "best" and row["policy"] == "client" and row["client"] == best[row["seed"]]
+            )
+            if wanted:
+                key = (series, row["split"], row["seed"], row["rounds"], row["frames"] // clients)
+                cells.setdefault(key, []).append(row["return"])
+        result += [dict(zip(COLUMNS, (*key, float(np.mean(values))), strict=True)) for key, values in cells.items()]
+    return result
+
+
+def best_clients(rows: list[dict[str, Any]]) -> dict[int, int]:
+    """{seed: the client whose own parameters did best on held-out environments}, chosen after the fact over all of the run."""
+    totals: dict[int, dict[int, list[float]]] = {}
+    held_out = any(row["split"] == "inside" for row in rows)
+    for row in rows:
+        if row["policy"] == "client" and row["split"] == ("inside" if held_out else "seen"):
+            totals.setdefault(row["seed"], {}).setdefault(row["client"], []).append(row["return"])
+    return {seed: max(of, key=lambda client: np.mean(of[client])) for seed, of in totals.items()}
+
+
+def write_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes `curves.csv`."""
+    with open(directory / CURVES, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([row | {"return": round(row["return"], 4)} for row in rows])
+
+
+def read_curves(directory: Path) -> Curves:
+    """Reads `curves.csv`."""
+    cells: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
+    with open(directory / CURVES, newline="") as file:
+        for row in csv.DictReader(file):
+            key = (int(row["seed"]), int(row["frames_per_client"]))
+            cells.setdefault((row["series"], row["split"]), {})[key] = float(row["return"])
+    curves = {}
+    for kind, values in cells.items():
+        seeds, frames = (sorted({key[part] for key in values}) for part in (0, 1))
+        curves[kind] = (np.array(frames), np.array([[values[seed, at] for at in frames] for seed in seeds]))
+    return curves
+
+
+def tabulate(curves: Curves, clients: int) -> dict[str, Any]:
+    """Per split: area and final return of each series, and by how much the federation's area is larger.
+
+    Under `equal_total_frames`: the federation after 1/N of the frames a client has in the end, against one independent client
+    after all of them; N clients together have then taken as many as the one alone.
+    """
+    equal_frames: dict[str, Any] = {}
+    for (series, split), (_, returns) in curves.items():
+        entry = {"area": _mean(returns.mean(axis=1)), "final": _mean(returns[:, -1])}
+        if (BASE, split) in curves and series != BASE:
+            base = curves[BASE, split][1]
+            entry["federated_minus_this_area"] = _mean(base.mean(axis=1) - returns.mean(axis=1))
+        equal_frames.setdefault(split, {})[series] = entry
+    equal_total = {}
+    for split in equal_frames:
+        if (BASE, split) in curves and (ALONE, split) in curves:
+            (frames, federated), (_, alone) = curves[BASE, split], curves[ALONE, split]
+            at = int(np.argmin(np.abs(frames - frames[-1] / clients)))
+            equal_total[split] = {
+                "frames_per_client": int(frames[at]),
+                "frames_alone": int(frames[-1]),
+                "federated": _mean(federated[:, at]),
+                "alone": _mean(alone[:, -1]),
+                "federated_minus_alone": _mean(federated[:, at] - alone[:, -1]),
+            }
+    return {"equal_frames_per_client": equal_frames, "equal_total_frames": equal_total}
+
+
+def _mean(values: np.ndarray) -> dict[str, Any]:
+    low, high = bootstrap_ci95(values)
+    return {"mean": values.mean(), "ci95": [low, high]}
+
+
+def as_text(table: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    splits = table["equal_frames_per_client"]
+    names = [series for series in SERIES if any(series in of for of in splits.values())]
+    lines = [
+        "| | " + " | ".join(f"area, {SPLITS[split]}" for split in splits) + " | " + "federated minus this, unseen inside |",
+        "|---|" + "---|" * (len(splits) + 1),
+    ]
+    for name in names:
+        areas = [_cell(splits[split].get(name, {}).get("area")) for split in splits]
+        difference = splits.get("inside", splits["seen"]).get(name, {}).get("federated_minus_this_area")
+        lines.append(f"| {name} | " + " | ".join(areas) + f" | {_cell(difference)} |")
+    for split, row in table["equal_total_frames"].items():
+        lines.append(
+            f"\nequal total frames, {SPLITS[split]}: federated after {row['frames_per_client']:,} frames a client "
+            f"{_cell(row['federated'])}, one alone after {row['frames_alone']:,} {_cell(row['alone'])}, difference "
+            f"{_cell(row['federated_minus_alone'])}"
+        )
+    return "\n".join(lines)
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    low, high = value["ci95"]
+    interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+    return f"{value['mean']:.1f}{interval}"
+
+
+def draw(curves: Curves) -> Figure:
+    """Curves of every series for each split, and the paired difference in area, one dot per draw."""
+    splits = [split for split in SPLITS if any(kind == split for _, kind in curves)]
+    figure = Figure(figsize=(4.2 * (len(splits) + 1), 4.6), layout="constrained")
+    *panels, last = figure.subplots(1, len(splits) + 1)
+    colors = {series: f"C{number}" for number, series in enumerate(SERIES)}
+    for axes, split in zip(panels, splits, strict=True):
+        for series, color in colors.items():
+            if (series, split) in curves:
+                band(axes, *curves[series, split], color, series, thin=False)
+        axes.set(xlabel="frames of each client", ylabel="greedy return", title=SPLITS[split])
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False, fontsize="x-small")
+    others = [series for series in SERIES if series != BASE and any((series, split) in curves for split in splits)]
+    split = "inside" if "inside" in splits else splits[0]
+    for height, series in enumerate(others):
+        if (BASE, split) not in curves or (series, split) not in curves:
+            continue
+        difference = (curves[BASE, split][1] - curves[series, split][1]).mean(axis=1)
+        low, high = bootstrap_ci95(difference)
+        last.plot(difference, np.full(len(difference), height), "o", color=colors[series], alpha=0.35, markersize=4)
+        last.plot([low, high], [height, height], color="black", linewidth=2)
+        last.plot(difference.mean(), height, "|", color="black", markersize=14)
+    last.axvline(0, color="grey", linewidth=0.8)
+    last.set_yticks(range(len(others)), others, fontsize="small")
+    last.set(xlabel="difference in area", title=f"federated minus ..., {SPLITS[split]}")
+    last.invert_yaxis()
+    last.grid(alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m dqn_jax.runner.comparison DIR")
+    compare(Path(sys.argv[1]))

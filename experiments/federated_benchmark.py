@@ -1,0 +1,123 @@
+"""What do clients, merges and memory cost? Ratios within one run, on one core: contestants take turns.
+
+    python experiments/federated_benchmark.py --out experiments/results/federated_benchmark-cpu.json
+
+The cost of a merge is everything in a round that is not a local step: twice the time of a round of K steps less that of one of
+2K, over the time of the round of K.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.federated.config import FederatedConfig
+from dqn_jax.runner.timing import Contestant, on_one_core, print_table, take_turns
+
+AGENT = AgentConfig(num_envs=1, replay_capacity=2_000, learning_starts=64, target_period=100)
+NETWORK = NetworkConfig(hidden_sizes=(64, 64))
+LOCAL_STEPS = 50
+COUNTS = (10, 100, 1000)
+MERGED = 100
+"""Clients whose merges are timed."""
+TRANSFORMS = ("clip:10", "int8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where to write, and how long to measure."""
+
+    out: Path | None = None
+    """JSON file to write."""
+    turns: int = 7
+    """Turns of every contestant."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measures everything, prints a table and writes the JSON file."""
+    results = on_one_core(memory, max(COUNTS)) | on_one_core(clients, options.turns) | on_one_core(merges, options.turns)
+    results = on_one_core(machine) | results
+    print_table(results)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers belong to, and the block size."""
+    from dqn_jax.federated.rounds import DEFAULT_BLOCK
+    from dqn_jax.runner.records import provenance
+
+    return provenance() | {"block_size": DEFAULT_BLOCK, "local_steps": LOCAL_STEPS}
+
+
+def memory(count: int) -> dict[str, Any]:
+    """Peak memory of training so many clients for three rounds, above that of a process that has started jax."""
+    import jax
+
+    driver = make_driver(count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    state = driver.init()
+    for _ in range(3):
+        state, _ = driver.step(state)
+    jax.block_until_ready(state)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {f"mebibytes_above_start_{count}_clients": (peak - before) / 1024}
+
+
+def clients(turns: int) -> dict[str, Any]:
+    """Microseconds of a client's local step, merge included, and how it grows with the clients."""
+    seconds = take_turns({count: contestant(make_driver(count)) for count in COUNTS}, turns)
+    each = {count: statistics.median(seconds[count]) / count / LOCAL_STEPS * 1e6 for count in COUNTS}
+    return {f"microseconds_per_client_step_{count}_clients": each[count] for count in COUNTS} | {
+        "thousand_over_ten": each[1000] / each[10]
+    }
+
+
+def merges(turns: int) -> dict[str, Any]:
+    """Share of a round that is not local steps, plain and with transforms."""
+    arms = {
+        (name, factor): (transforms, factor)
+        for name, transforms in (("plain", ()), ("transforms", TRANSFORMS))
+        for factor in (1, 2)
+    }
+    drivers = {
+        arm: make_driver(MERGED, local_steps=factor * LOCAL_STEPS, transforms=transforms)
+        for arm, (transforms, factor) in arms.items()
+    }
+    seconds = take_turns({arm: contestant(driver) for arm, driver in drivers.items()}, turns)
+    once = {arm: statistics.median(values) for arm, values in seconds.items()}
+    return {f"merge_share_{name}": (2 * once[name, 1] - once[name, 2]) / once[name, 1] for name in ("plain", "transforms")} | {
+        "transforms_over_plain": once["transforms", 1] / once["plain", 1]
+    }
+
+
+def make_driver(num_clients: int, **options: Any) -> Any:
+    """A federation of CartPoles with poles of different lengths, one round a step."""
+    import jax
+
+    from dqn_jax.envs import make_env
+    from dqn_jax.federated.driver import draw_all, make_federated
+    from dqn_jax.networks import make_network
+
+    env = make_env("CartPole-v1")
+    network = make_network(NETWORK, env.obs_shape, env.num_actions)
+    config = FederatedConfig(**{"num_clients": num_clients, "local_steps": LOCAL_STEPS, "unseen_envs": 0, **options})
+    envs = draw_all(env, config, 1).seen
+    sizes = {"seeds": [0], "devices": jax.local_devices()[:1], "rounds_per_step": 1}
+    return make_federated(env, network, AGENT, config, env_params=envs, **sizes)
+
+
+def contestant(driver: Any) -> Contestant:
+    """A driver in its initial state."""
+    return Contestant(driver.init(), driver.step)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=(__doc__ or "").split("\n")[0]))

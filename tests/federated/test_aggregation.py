@@ -1,0 +1,204 @@
+"""Means and medians equal numbers worked by hand and numpy's, never count who is absent, and are the same over devices."""
+
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from federated.helpers import jit_in_a_hurry, refusal
+from laws.common import assert_close
+
+from dqn_jax.federated import aggregation
+from dqn_jax.federated.aggregation import Aggregator, Report, from_function, make_aggregator, make_weighting, mean_of, median_of
+from dqn_jax.mapping import over, place
+
+DEVICES = 4
+
+
+def both(values, weights, axis_name=None):
+    return {"mean": mean_of(values, weights, axis_name), "median": median_of(values, weights, axis_name)}
+
+
+on_one = jit_in_a_hurry(both)
+on_rows = jit_in_a_hurry(over(lambda values, weights: both(values, weights, "devices"), "devices"))
+
+
+def updates(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"b": rng.standard_normal(8).astype(np.float32), "w": rng.standard_normal((8, 3, 2)).astype(np.float32)}
+
+
+WEIGHTS = {
+    "everybody alike": [1, 1, 1, 1, 1, 1, 1, 1],
+    "everybody": [0.5, 1, 2, 3, 0.25, 7, 1, 0.125],
+    # A device holds two neighbours: here one has nobody at work, and another half of its clients.
+    "odd": [0, 0, 2, 3, 0.25, 7, 0, 0.125],
+    "even": [0, 0, 2, 0, 0.25, 7, 0, 0.125],
+    "two": [0, 5, 0, 0, 0, 0, 0.5, 0],
+    "one": [0, 0, 0, 0, 0, 0, 0.5, 0],
+    "nobody": [0, 0, 0, 0, 0, 0, 0, 0],
+}
+JUNK = np.float32([np.nan, np.inf, -np.inf])
+
+
+def with_junk(values, weights):
+    """Absent clients hold nothing that a sum would survive."""
+
+    def spoil(x):
+        x = x.copy()
+        absent = np.flatnonzero(weights == 0)
+        x[absent] = np.resize(JUNK, x[absent].shape)
+        return x
+
+    return jax.tree.map(spoil, values)
+
+
+def in_numpy(values, weights):
+    present = weights > 0
+
+    def mean(x):
+        return np.average(x[present].astype(np.float64), axis=0, weights=weights[present]).astype(np.float32)
+
+    if not present.any():
+        zeros = jax.tree.map(lambda x: np.zeros_like(x[0]), values)
+        return {"mean": zeros, "median": zeros}
+    medians = jax.tree.map(lambda x: np.median(x[present], axis=0).astype(np.float32), values)
+    return {"mean": jax.tree.map(mean, values), "median": medians}
+
+
+def test_mean_by_hand():
+    values = jnp.float32([[1, 2], [3, 6], [np.nan, -np.inf]])
+    # (1 * 1 + 3 * 3) / 4 and (1 * 2 + 3 * 6) / 4.
+    assert mean_of(values, jnp.float32([1, 3, 0])).tolist() == [2.5, 5.0]
+    assert mean_of(values, jnp.zeros(3)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        # The middle of 1, 4, 9, however heavy they are.
+        ([1, 1, 1, 0, 0], 4),
+        ([0.01, 100, 1, 0, 0], 4),
+        # Half way between 4 and 9 of 1, 4, 9, 100.
+        ([1, 1, 1, 1, 0], 6.5),
+        ([0, 0, 0, 1, 0], 100),
+        ([0, 0, 0, 0, 0], 0),
+    ],
+)
+def test_median_by_hand(weights, expected):
+    assert float(median_of(np.float32([9, 1, 4, 100, np.nan]), np.float32(weights))) == expected
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_on_one_device(name):
+    weights = np.float32(WEIGHTS[name])
+    assert_close(on_one(with_junk(updates(), weights), weights), in_numpy(updates(), weights), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_over_devices(name):
+    """Rows that each hold their share of the clients all end with what one that holds all of them has."""
+    weights = np.float32(WEIGHTS[name])
+    rows = jax.tree.map(lambda x: x.reshape(DEVICES, 2, *x.shape[1:]), (with_junk(updates(), weights), weights))
+    out = on_rows(*rows)
+    for device in range(DEVICES):
+        assert_close(jax.tree.map(lambda x, d=device: x[d], out), in_numpy(updates(), weights), rtol=1e-6)
+
+
+def test_negative_control_each_row_on_its_own_is_not_the_mean():
+    weights = np.float32(WEIGHTS["odd"])
+    on_the_second = np.where(np.arange(8) // 2 == 1, weights, 0)
+    with pytest.raises(AssertionError):
+        assert_close(on_one(updates(), on_the_second), in_numpy(updates(), weights))
+
+
+def in_order(deltas, weights):
+    """An aggregator that knows how many clients there are and in which order."""
+    return jax.tree.map(lambda x: jnp.tensordot(jnp.arange(1.0, len(weights) + 1) * weights, x, axes=1), deltas)
+
+
+def test_over_real_devices():
+    """`pmap` on four: named aggregators, and a plain function, which sees the clients of all devices in their order."""
+    weights = np.float32(WEIGHTS["odd"])
+    plain = from_function(in_order)
+
+    def everything(values, weights):
+        return both(values, weights, "devices") | {"own": plain.combine(values, weights, "devices")}
+
+    devices = jax.local_devices()[:DEVICES]
+    rows = jax.tree.map(lambda x: x.reshape(DEVICES, 2, *x.shape[1:]), (updates(), weights))
+    out = over(everything, "devices", devices)(*place(rows, devices))
+    own = jax.tree.map(lambda x: np.tensordot(np.arange(1, 9) * weights, x, axes=1).astype(np.float32), updates())
+    for device in range(DEVICES):
+        row = jax.tree.map(lambda x, d=device: np.asarray(x[d]), out)
+        assert_close(row, in_numpy(updates(), weights) | {"own": own}, rtol=1e-6)
+
+
+def test_a_plain_function_on_one_device_is_called_as_it_is():
+    weights = np.float32(WEIGHTS["odd"])
+    assert_close(from_function(in_order).combine(updates(), weights), in_order(updates(), weights))
+
+
+def test_aggregators_by_name(monkeypatch):
+    weights = np.float32(WEIGHTS["even"])
+    for name in ("mean", "median"):
+        found = make_aggregator(name)
+        assert found.leaves_out_non_finite
+        assert_close(found.combine(updates(), weights), in_numpy(updates(), weights)[name], rtol=1e-6)
+    module = types.ModuleType("own_aggregators")
+    module.function = in_order
+    module.aggregator = Aggregator(lambda deltas, weights, axis_name=None: axis_name, leaves_out_non_finite=True)
+    monkeypatch.setitem(sys.modules, "own_aggregators", module)
+    function = make_aggregator("own_aggregators:function")
+    # It may not be able to leave anybody out, so a client that is not finite must end the run.
+    assert not function.leaves_out_non_finite
+    assert_close(function.combine(updates(), weights), in_order(updates(), weights))
+    assert make_aggregator("own_aggregators:aggregator") is module.aggregator
+
+
+def report(**numbers):
+    whole = {"frames": 160, "updates": 10, "episodes": 3}
+    return Report(**{k: np.int32(v) for k, v in (whole | numbers).items()}, return_sum=np.float32(70), loss=np.float32(0.5))
+
+
+def test_weightings_by_hand(monkeypatch):
+    assert float(make_weighting("uniform")(report())) == 1
+    assert float(make_weighting("samples")(report())) == 160
+    assert float(make_weighting("episodes")(report())) == 3
+    assert float(make_weighting("episodes")(report(episodes=0))) == 0
+    # Weights are floats: of whole numbers, a mean would be rounded, and large sums would wrap.
+    reports = jax.tree.map(lambda *leaves: np.stack(leaves), report(), report(frames=2**30))
+    for name in aggregation.WEIGHTINGS:
+        weights = jax.vmap(make_weighting(name))(reports)
+        assert (weights.dtype, weights.shape) == (np.float32, (2,))
+    module = types.ModuleType("own_weightings")
+    module.mean_return = lambda report: report.return_sum / report.episodes
+    monkeypatch.setitem(sys.modules, "own_weightings", module)
+    np.testing.assert_allclose(make_weighting("own_weightings:mean_return")(report()), 70 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"), [(make_aggregator, "federated.aggregator"), (make_weighting, "federated.weighting")]
+)
+@pytest.mark.parametrize(
+    ("spec", "remedy"),
+    [
+        ("zzz", "choose one of {names}, or give module:attribute"),
+        ("nomodule:thing", "module nomodule is not found: set PYTHONPATH"),
+        ("json:nothing", "module json has nothing of that name to use: correct it"),
+        # It is there, and is neither a function nor an Aggregator.
+        ("json.decoder:NaN", "module json.decoder has nothing of that name to use: correct it"),
+    ],
+)
+def test_bad_names_are_refused(make, field, spec, remedy):
+    names = aggregation.AGGREGATORS if make is make_aggregator else aggregation.WEIGHTINGS
+    message = refusal(lambda: make(spec))
+    assert message.startswith(f"{field} is {spec!r}")
+    assert message.endswith(remedy.format(names=", ".join(names)))
+
+
+def test_a_misspelt_name_is_recognised():
+    assert refusal(lambda: make_aggregator("medain")).endswith("did you mean median?")
+    assert refusal(lambda: make_weighting("sample")).endswith("did you mean samples?")
