@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dqn_jax.config import InputError
+from dqn_jax.config import InputError, TrainingError
 from dqn_jax.types import Clock
 
 # Streams of a run that are nobody's experience. No learner has these numbers.
@@ -96,6 +96,19 @@ def place(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.ArrayTree
 def row(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
     """Row `index` of every leaf [D, ...], from the device that holds it: plain indexing would gather from all of them."""
     return jax.tree.map(lambda x: x.addressable_shards[index].data[0], tree)
+
+
+def check_replicas(tree: chex.ArrayTree) -> None:
+    """Raises TrainingError, naming the leaf, unless every row of every leaf [D, ...] is the same to the last bit."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        values = np.asarray(leaf)
+        rows = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
+        unequal = [device for device in range(1, len(rows)) if not np.array_equal(rows[0], rows[device])]
+        if unequal:
+            name = jax.tree_util.keystr(path)
+            raise TrainingError(
+                f"replicas differ in {name}: device row(s) {unequal} are not bitwise equal to row 0: an update was not averaged"
+            )
 
 
 def _check_leading_axes(tree: chex.ArrayTree, size: int) -> None:

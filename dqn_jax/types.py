@@ -96,7 +96,7 @@ class Driver(NamedTuple):
     step: Callable[[Any], tuple[Any, Info]]
     """state (donated) -> (state, info with leaves [S]), among them the `frames` and `updates` of the chunk, int."""
     params: Callable[[Any], Params]
-    """state -> online parameters, leaves [S, ...], on one device."""
+    """state -> what its evaluator plays: online parameters, leaves [S, ...], or several such by name."""
     check: Callable[[Any], None]
     """Raises TrainingError where the state breaks the driver's own promise, as unequal replicas do."""
     complaint: Callable[[Info], str | None]

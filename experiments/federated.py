@@ -5,10 +5,11 @@
     python experiments/federated.py --num-seeds 20 --run-dir runs/federated20
     python -m dqn_jax.runner.comparison runs/federated           # table and figure again, from the files
 
-Arms have the same draws of clients, held-out environments and random streams. `independent` clients never meet; the average of
-their parameters is the one-shot merge. `pooled_updates` and `pooled_samples` are one agent with everybody's experience: as many
-updates as one client makes, with one client's batch, or with all clients' batches together. A federated client's own parameters
-at the end of a round, before the merge, are the server's with K steps of local fine-tuning.
+Arms have the same draws of clients, held-out environments, initial parameters and evaluations. `independent` clients never
+meet; the average of their parameters is the one-shot merge. `pooled_updates` and `pooled_samples` are one agent with
+everybody's experience: as many updates as one client makes, with one client's batch (rounded up so that every client gives as
+much to it), or with all clients' batches together. A federated client's own parameters at the end of a round, before the merge,
+are the server's with K steps of local fine-tuning.
 """
 
 import dataclasses
@@ -35,6 +36,12 @@ class Comparison(FederatedExperiment):
         unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms:
             raise InputError(f"arms is {' '.join(self.arms) or 'empty'}: choose from {', '.join(ARMS)}")
+        unequal = self.federated.varies or self.federated.merge.replay == "clear"
+        if unequal and len(self.arms) > 1:
+            raise InputError(
+                f"arms is {' '.join(self.arms)}, and with partial participation or a cleared replay the federated arm takes "
+                "other numbers of frames than the rest: give --arms federated"
+            )
 
 
 def comparison_of(preset: FederatedExperiment) -> Comparison:
@@ -81,7 +88,7 @@ def main() -> None:
     from dqn_jax.federated.driver import from_config
     from dqn_jax.runner.comparison import compare
     from dqn_jax.runner.loop import run
-    from dqn_jax.runner.records import is_complete
+    from dqn_jax.runner.records import is_complete, provenance
 
     for arm, config in configs.items():
         if config.resume and is_complete(config.run_dir, config):
@@ -89,7 +96,7 @@ def main() -> None:
         print(f"{arm}:", flush=True)
         driver, evaluator = from_config(config)
         run(driver, config, evaluator)
-    compare(comparison.run_dir)
+    compare(comparison.run_dir, provenance())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What do clients, merges and memory cost? Ratios within one run, on one core: contestants take turns.
+"""What do clients, merges and memory cost? Medians of turns that contestants take in one run, on one core.
 
     python experiments/federated_benchmark.py --out experiments/results/federated_benchmark-cpu.json
 

@@ -35,13 +35,13 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 LOCAL_STEPS = (10, 100, 1000)
 LEVELS = (0.25, 1.0)
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 CLIENTS = 4
-UPDATES = 6_000
-EVALUATIONS = 6
+UPDATES = 4_000
+EVALUATIONS = 4
 EPISODE_STEPS = 100
 """Local steps for each episode of a budget in episodes."""
-TUNING, REPORTING = range(2000, 2002), range(3000, 3008)
+TUNING, REPORTING = range(2000, 2002), range(3000, 3006)
 RESULTS = Path(__file__).parent / "results"
 ROWS, SUMMARY, FIGURE = (RESULTS / f"federated_merge_ablation.{kind}" for kind in ("csv", "json", "png"))
 COLUMNS = ("choice", "local_steps", "level", "learning_rate", "seed", "area", "final", "updates", "frames")
@@ -55,16 +55,7 @@ def main(only_draw: bool = False) -> None:
     """
     if not only_draw:
         runtime.setup()
-        # Tuning and reporting are the same program with other numbers.
-        compile_once()
-        rows = [row for local_steps in LOCAL_STEPS for choice in CHOICES for row in train(choice, local_steps)]
-        with open(ROWS, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        from dqn_jax.runner.records import provenance
-
-        SUMMARY.write_text(json.dumps(provenance(), indent=2) + "\n")
+        train_all()
     with open(ROWS, newline="") as file:
         rows = [
             {name: value if name == "choice" else float(value) for name, value in row.items()} for row in csv.DictReader(file)
@@ -75,12 +66,29 @@ def main(only_draw: bool = False) -> None:
     draw(effects)
 
 
-def compile_once() -> None:
-    """Keeps compiled programs for the next of the same shape."""
+def train_all() -> None:
+    """Trains the cells that have no rows yet, so that a stopped run goes on."""
     import jax
 
+    from dqn_jax.runner.records import provenance
+
+    # Tuning and reporting are the same program with other numbers.
     jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "experiments"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if not ROWS.exists():
+        ROWS.write_text(",".join(COLUMNS) + "\n")
+        SUMMARY.write_text(json.dumps(provenance(), indent=2) + "\n")
+    with open(ROWS, newline="") as file:
+        done = {(row["choice"], int(row["local_steps"])) for row in csv.DictReader(file)}
+    for local_steps in LOCAL_STEPS:
+        for choice in CHOICES:
+            if (choice, local_steps) in done:
+                continue
+            rows = train(choice, local_steps)
+            with open(ROWS, "a", newline="") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
+            # A process can hold only so many compiled programs.
+            jax.clear_caches()
 
 
 def config_of(choice: str, local_steps: int) -> FederatedConfig:
@@ -108,8 +116,8 @@ def train(choice: str, local_steps: int) -> list[dict[str, Any]]:
 def run(config: FederatedConfig, lanes: list[tuple[float, float, int]]) -> tuple[Any, list[tuple[float, int, int]]]:
     """(areas, [(final return, updates, frames)]) of (level, learning rate, seed) lanes, trained at once.
 
-    A cell ends with the evaluation after which its lanes have made their updates on average; a budget in episodes takes more
-    rounds for them.
+    A budget in episodes takes more rounds for as many updates, at most three times as many: a lane that has not made them by
+    then counts as it is.
     """
     import jax
     import jax.numpy as jnp
@@ -141,18 +149,19 @@ def run(config: FederatedConfig, lanes: list[tuple[float, float, int]]) -> tuple
     )
     evaluator = make_evaluator(env, network, config, envs, 32, devices)
     state = with_rates(driver.init(), np.array([rate for _, rate, _ in lanes], np.float32))
-    updates, frames = np.zeros(len(lanes), int), np.zeros(len(lanes), int)
-    history: list[Any] = []
-    done: list[float] = []
-    while not done or done[-1] < UPDATES:
+    updates = np.zeros(len(lanes), int)
+    frames = np.full(len(lanes), driver.initial_frames)
+    returns: list[Any] = []
+    done: list[Any] = []
+    while not done or (done[-1].min() < UPDATES and len(done) < 3 * EVALUATIONS):
         state, info = driver.step(state)
         updates, frames = updates + info["updates"], frames + info["frames"]
-        done.append(updates.mean() / CLIENTS)
-        keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.array(seeds), len(history))
-        history.append(evaluator.describe(evaluator.play(keys, driver.params(state))[0])["eval_inside"])
-    # Evaluations at the same numbers of updates, however many rounds those took.
+        done.append(updates / CLIENTS)
+        keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.array(seeds), len(done))
+        returns.append(evaluator.describe(evaluator.play(keys, driver.params(state))[0])["eval_inside"])
+    # Every lane at the same numbers of its own updates, however many rounds those took.
     grid = np.linspace(UPDATES / EVALUATIONS, UPDATES, EVALUATIONS)
-    curves = np.array([np.interp(grid, done, values) for values in np.array(history).T])
+    curves = np.array([np.interp(grid, *lane) for lane in zip(np.array(done).T, np.array(returns).T, strict=True)])
     return curves.mean(axis=1), list(zip(curves[:, -1].tolist(), updates.tolist(), frames.tolist(), strict=True))
 
 

@@ -24,16 +24,16 @@ CLIENTS = (1, 10, 100, 1000)
 LOCAL_STEPS = 50
 ROUNDS = 60
 """Rounds, where every client has as many frames."""
-TOTAL_ROUNDS = 600
-"""Rounds of ten clients, where all of them together have as many frames."""
-AGENT = dataclasses.replace(HETEROGENEOUS.agent, replay_capacity=2_000, epsilon_decay_frames=1_500)
+TOTAL = 7_000
+"""Rounds and warm-ups of all clients, where they have as many frames together; a warm-up is as long as a round."""
+AGENT = dataclasses.replace(HETEROGENEOUS.agent, replay_capacity=2_000, learning_starts=LOCAL_STEPS, epsilon_decay_frames=1_500)
 SEEDS = range(2)
 OUT = Path(__file__).parent / "results" / "federated_scaling.json"
 
 
 def rounds_of(clients: int, equal: str) -> int:
-    """Rounds of an arm; the total is a multiple of what a thousand clients do in one."""
-    return ROUNDS if equal == "frames per client" else TOTAL_ROUNDS * 10 // clients
+    """Rounds of an arm."""
+    return ROUNDS if equal == "frames per client" else TOTAL // clients - 1
 
 
 def main(only_draw: bool = False) -> None:
@@ -53,9 +53,7 @@ def main(only_draw: bool = False) -> None:
 
 
 def train(clients: int) -> dict[str, Any]:
-    """Time and memory of a round, and greedy returns on unseen environments after the rounds of either comparison."""
-    import resource
-
+    """Time of a round, and greedy returns on unseen environments after the rounds of either comparison."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -63,7 +61,6 @@ def train(clients: int) -> dict[str, Any]:
     from dqn_jax.federated.driver import from_config
     from dqn_jax.mapping import evaluation_key
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     budgets = {equal: rounds_of(clients, equal) for equal in ("frames per client", "frames in all")}
     config = dataclasses.replace(
         HETEROGENEOUS,
@@ -78,7 +75,7 @@ def train(clients: int) -> dict[str, Any]:
     seconds: list[float] = []
     returns: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
-    points = {round(max(budgets.values()) * part / 12) for part in range(1, 13)} | set(budgets.values())
+    points = {round(max(budgets.values()) * part / 8) for part in range(1, 9)} | set(budgets.values())
     for rounds in range(1, config.rounds + 1):
         began = time.perf_counter()
         state, _ = driver.step(state)
@@ -93,7 +90,6 @@ def train(clients: int) -> dict[str, Any]:
         "clients": clients,
         "seconds_per_round": float(np.median(seconds[1:])) / len(SEEDS),
         "microseconds_per_client_step": 1e6 * per_client / LOCAL_STEPS,
-        "peak_mebibytes_above_before": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
         "returns": returns,
         "history": history,
     }
@@ -109,10 +105,10 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for number, row in enumerate(rows):
-        frames = np.array([point["rounds"] for point in row["history"]]) * LOCAL_STEPS
+        frames = (1 + np.array([point["rounds"] for point in row["history"]])) * LOCAL_STEPS
         inside = np.array([np.mean(point["inside"]) for point in row["history"]])
-        within = frames <= ROUNDS * LOCAL_STEPS
-        shared = frames * row["clients"] <= TOTAL_ROUNDS * 10 * LOCAL_STEPS
+        within = frames <= (1 + ROUNDS) * LOCAL_STEPS
+        shared = frames * row["clients"] <= TOTAL * LOCAL_STEPS
         label = f"{row['clients']} client{'s' if row['clients'] > 1 else ''}"
         left.plot(frames[within], inside[within], "o-", color=f"C{number}", markersize=3, label=label)
         middle.plot(frames[shared] * row["clients"], inside[shared], "o-", color=f"C{number}", markersize=3, label=label)

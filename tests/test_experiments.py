@@ -133,9 +133,8 @@ CLIENTS = {
 """Which clients there are, how long a round is, and what is played."""
 REST = {
     "local_episodes": 2,
-    "participation": "buffered",
+    "participation": "fixed",
     "num_clients_per_round": 2,
-    "concurrency": 3,
     "service_time": "uniform",
     "drop_out": 0.1,
     "stragglers": 0.2,
@@ -155,9 +154,11 @@ def everything_changed(federated):
     """The preset with no field of the federation as it is by default: what is reset must show."""
     changed = FederatedConfig(**CLIENTS, **REST)
     same = [field.name for field in dataclasses.fields(changed) if getattr(changed, field.name) == field.default]
-    assert same == ["pooled_batch"]
+    # The first is for buffered participation alone, and the second for no federation.
+    assert same == ["concurrency", "pooled_batch"]
     return dataclasses.replace(
         federated.PRESETS["heterogeneous"],
+        arms=("federated",),
         max_episode_steps=77,
         num_seeds=3,
         rounds=9,
@@ -212,6 +213,24 @@ def test_an_unknown_arm_is_one_sentence(federated, arms, shown):
     assert str(refused.value) == f"arms is {shown}: choose from {choices}"
 
 
+@pytest.mark.parametrize(
+    "unequal",
+    [
+        {"participation": "fixed", "num_clients_per_round": 2},
+        {"stragglers": 0.5},
+        {"local_episodes": 3},
+        {"merge": MergeConfig(replay="clear")},
+    ],
+)
+def test_arms_of_unequal_frames_are_refused(federated, unequal):
+    config = FederatedConfig(**unequal)
+    with pytest.raises(InputError) as refused:
+        federated.Comparison(federated=config, arms=("federated", "independent"))
+    assert str(refused.value).startswith("arms is federated independent, and with partial participation or a cleared replay ")
+    assert str(refused.value).endswith(": give --arms federated")
+    federated.Comparison(federated=config, arms=("federated",))
+
+
 @pytest.fixture
 def scripted(federated, monkeypatch):
     """What `main` does for given arguments, with nothing trained: [("run", directory) or ("compare", directory)]."""
@@ -219,15 +238,17 @@ def scripted(federated, monkeypatch):
     monkeypatch.setattr(federated.runtime, "setup", lambda count: None)
     monkeypatch.setattr(driver, "from_config", lambda config: ("driver", "evaluator"))
     monkeypatch.setattr(loop, "run", lambda driver, config, evaluator: done.append(("run", config)))
-    monkeypatch.setattr(comparison, "compare", lambda directory: done.append(("compare", directory)))
+    # With where the runs come from.
+    monkeypatch.setattr(comparison, "compare", lambda directory, origin: done.append(("compare", directory, origin["command"])))
 
     def main(*args):
         done.clear()
         monkeypatch.setattr(sys, "argv", ["federated.py", *map(str, args)])
         federated.main()
-        *runs, last = done
+        *runs, (*last, command) = done
+        assert "federated.py" in command
         assert [kind for kind, _ in runs] == ["run"] * len(runs)
-        return [config for _, config in runs], last
+        return [config for _, config in runs], tuple(last)
 
     return main
 

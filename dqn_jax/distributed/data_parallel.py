@@ -10,15 +10,14 @@ Shapes: D devices, L seeds on a device, S seeds in all.
 
 from collections.abc import Sequence
 
-import chex
 import jax
 import numpy as np
 
 from dqn_jax.agent import AgentState, make_agent, make_chunk, reduce_info
-from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, TrainingError
+from dqn_jax.config import AgentConfig, ExperimentConfig, InputError
 from dqn_jax.envs import Environment, make_env
 from dqn_jax.evaluation import Evaluator, make_evaluate, one_environment
-from dqn_jax.mapping import lane_axes, local_devices, over, place, row, stream_key
+from dqn_jax.mapping import check_replicas, lane_axes, local_devices, over, place, row, stream_key
 from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Driver, Info, Params
 
@@ -138,16 +137,3 @@ def from_config(config: ExperimentConfig) -> tuple[Driver, Evaluator]:
     limit = config.max_episode_steps
     fields = {} if limit is None else {"max_steps_in_episode": limit}
     return driver, one_environment(make_evaluate(env, network, config.runner.eval_episodes), config.seeds, fields)
-
-
-def check_replicas(tree: chex.ArrayTree) -> None:
-    """Raises TrainingError, naming the leaf, unless every row of every leaf [D, ...] is the same to the last bit."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        values = np.asarray(leaf)
-        rows = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
-        unequal = [device for device in range(1, len(rows)) if not np.array_equal(rows[0], rows[device])]
-        if unequal:
-            name = jax.tree_util.keystr(path)
-            raise TrainingError(
-                f"replicas differ in {name}: device row(s) {unequal} are not bitwise equal to row 0: an update was not averaged"
-            )

@@ -65,6 +65,10 @@ def make_centralised(
       InputError: where repetitions do not divide over the devices, or the batch over the clients.
     """
     clients, num_devices = config.num_clients, len(devices)
+    if batch_size % clients:
+        raise InputError(
+            f"batch_size is {batch_size}, which does not divide over {clients} clients: make it a multiple of them"
+        )
     if len(seeds) % num_devices:
         raise InputError(f"num_seeds is {len(seeds)}, which does not divide over {num_devices} devices: make it a multiple")
     whole = pooled(agent_config, clients, batch_size)
@@ -96,12 +100,13 @@ def make_centralised(
         params = jax.tree.map(lambda x: np.reshape(x, (num_devices, -1, *x.shape[1:])), env_params)
         return parallel_start(*place((np.reshape(seeds, (num_devices, -1)).astype(np.uint32), params), devices))
 
-    # A pooled replay means that every transition travels once.
+    # A pooled replay means that every transition travels once; those of the warm-up have, before the first round.
     state = jax.eval_shape(agent.init, jax.random.key(0), jax.tree.map(lambda x: x[0, 0], env_params))
     transition_bytes = sum(leaf.dtype.itemsize * int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(state.replay.storage))
 
     def step(state: AgentState) -> tuple[AgentState, Info]:
         state, info = parallel_chunk(state)
+        finite = [np.isfinite(leaf).reshape(len(seeds), -1).all(axis=1) for leaf in jax.tree.leaves(params(state))]
         lanes = {name: np.asarray(values).reshape(len(seeds), clients) for name, values in info.items()}
         frames = steps * whole.frames_per_step
         return state, {
@@ -109,7 +114,7 @@ def make_centralised(
             "return_sum": lanes["return_sum"].sum(axis=1),
             "loss": lanes["loss"].mean(axis=1),
             "epsilon": lanes["epsilon"].mean(axis=1),
-            "finite": np.isfinite(lanes["loss"]).all(axis=1),
+            "finite": np.isfinite(lanes["loss"]).all(axis=1) & np.all(finite, axis=0),
             "frames": np.full(len(seeds), frames),
             "updates": np.full(len(seeds), steps * whole.updates_per_step),
             "bytes": np.full(len(seeds), frames * transition_bytes),
@@ -122,7 +127,8 @@ def make_centralised(
     def complaint(info: Info) -> str | None:
         if info["finite"].all():
             return None
-        return f"seed(s) {np.asarray(seeds)[~info['finite']].tolist()}: a loss is not finite: lower agent.learning_rate"
+        broken = np.asarray(seeds)[~info["finite"]].tolist()
+        return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate"
 
     return Driver(
         init=init,

@@ -100,14 +100,14 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
                 "average": server.moments,
             }[merge.moments]
             agent_state = _with_params(agent_state, params, target_params, opt_state)
+        if merge.replay == "clear":
+            cleared = agent_state.replay.replace(added=Clock(jnp.zeros_like(agent_state.replay.added.count)))
+            agent_state = agent.warm_up(agent_state.replace(replay=cleared))
         if merge.epsilon == "restart":
             actor = agent_state.actor
             now = actor.clock.count * agent_config.num_envs
             restarted = actor.hyperparams._replace(epsilon_first_frame=now)
             agent_state = agent_state.replace(actor=actor.replace(hyperparams=restarted))
-        if merge.replay == "clear":
-            cleared = agent_state.replay.replace(added=Clock(jnp.zeros_like(agent_state.replay.added.count)))
-            agent_state = agent.warm_up(agent_state.replace(replay=cleared))
         return state.replace(agent=agent_state)
 
     def train(
@@ -133,7 +133,9 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
         )
         finite = _all_finite((update, learner.params, learner.target_params, learner.opt_state, transform_state))
         trained = state.replace(agent=agent_state, control=control, transform=transform_state)
-        return _unless_broken(finite, trained, before), update, finite, info
+        # A client that broke keeps its control variate: the server's is the mean of all of them.
+        fresh = state.replace(agent=_started_again(agent_state, before), transform=transform.init(before))
+        return _select(finite, trained, fresh), update, finite, info
 
     def num_bytes(state: ClientState) -> tuple[int, int]:
         learner = state.agent.learner
@@ -141,8 +143,9 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
         beside = _size(state.control)
         beside += _size(learner.opt_state) if merge.moments == "average" else 0
         beside += _size(learner.target_params) if merge.target == "average" else 0
-        download = 0 if merge.parameters == "keep" else _size(learner.params) + beside
-        return download, transform.payload(payload_of(learner.params)).num_bytes + beside + scalars
+        if merge.parameters == "keep":
+            return 0, 0
+        return _size(learner.params) + beside, transform.payload(payload_of(learner.params)).num_bytes + beside + scalars
 
     return Client(init, begin, train, num_bytes)
 
@@ -208,29 +211,27 @@ def _with_params(state: AgentState, params: Params, target_params: Params, opt_s
     return state.replace(learner=learner if opt_state is None else learner.replace(opt_state=opt_state))
 
 
-def _unless_broken(finite: jax.Array, state: ClientState, params: Params) -> ClientState:
-    """A client whose numbers are not finite gets back the parameters it began with, and zeros for all it had learned besides.
+def _started_again(state: AgentState, params: Params) -> AgentState:
+    """An agent that has experience, environments and clocks, but has learned nothing since `params`.
 
-    Every optimizer of the agent starts from zeros. Its experience, environments and clocks stay.
+    Every optimizer of the agent starts from zeros.
     """
-    learner = state.agent.learner
-    fresh = state.replace(
-        agent=_with_params(state.agent, params, params, jax.tree.map(jnp.zeros_like, learner.opt_state)),
-        control=jax.tree.map(jnp.zeros_like, state.control),
-        transform=jax.tree.map(jnp.zeros_like, state.transform),
-    )
+    return _with_params(state, params, params, jax.tree.map(jnp.zeros_like, state.learner.opt_state))
+
+
+def _select(finite: jax.Array, trained: ClientState, fresh: ClientState) -> ClientState:
+    """`trained` where `finite`, else `fresh`, in all that training can break; the rest is the same in both."""
 
     def pick(part: Callable[[ClientState], Any]) -> Any:
-        return jax.tree.map(lambda x, y: jnp.where(finite, x, y), part(state), part(fresh))
+        return jax.tree.map(lambda x, y: jnp.where(finite, x, y), part(trained), part(fresh))
 
-    learner = learner.replace(
+    learner = trained.agent.learner.replace(
         params=pick(lambda s: s.agent.learner.params),
         target_params=pick(lambda s: s.agent.learner.target_params),
         opt_state=pick(lambda s: s.agent.learner.opt_state),
     )
-    return state.replace(
-        agent=state.agent.replace(learner=learner), control=pick(lambda s: s.control), transform=pick(lambda s: s.transform)
-    )
+    agent = trained.agent.replace(learner=learner)
+    return trained.replace(agent=agent, control=pick(lambda s: s.control), transform=pick(lambda s: s.transform))
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -21,7 +21,7 @@ class MergeConfig:
     """What becomes of each part of a client's state when it starts a round."""
 
     parameters: Literal["global", "keep"] = "global"
-    """Take the server's, or go on alone: then clients are independent learners, and the server holds their average."""
+    """Take the server's, or go on alone: then clients are independent learners, and the server holds the mean of all."""
     moments: Literal["reset", "keep", "average"] = "keep"
     """The optimizer's running moments: zero, the client's own, or the average of those that clients sent."""
     target: Literal["global", "keep", "average"] = "keep"
@@ -109,14 +109,14 @@ class FederatedConfig:
         check_number(section, self, "proximal")
         check_number(section, self, "heterogeneity_level", "drop_out", "stragglers", high=1.0)
         named = ("heterogeneity", "aggregator", "weighting", "server_optimizer")
-        for name, value in [(name, getattr(self, name)) for name in named] + [("transforms", x) for x in self.transforms]:
-            require(
-                isinstance(value, str), f"{section}{name} is {value!r}: give a name; a Python object goes to make_federated"
-            )
         require(
             isinstance(self.transforms, tuple),
             f"{section}transforms is {self.transforms!r}: give a tuple of names, even of one",
         )
+        for name, value in [(name, getattr(self, name)) for name in named] + [("transforms", x) for x in self.transforms]:
+            require(
+                isinstance(value, str), f"{section}{name} is {value!r}: give a name; a Python object goes to make_federated"
+            )
         check_number(section, self, "server_learning_rate", open_low=True)
         require(self.drop_out < 1, "federated.drop_out is 1: nobody would ever send anything, so make it less")
         self._check_participation()
@@ -154,6 +154,11 @@ class FederatedConfig:
             )
         else:
             require(
+                self.drop_out == 0,
+                f"federated.drop_out is {self.drop_out} with buffered participation, where a merge waits for updates "
+                "that arrive: leave it out",
+            )
+            require(
                 self.in_flight >= 1 and each + self.in_flight <= clients,
                 f"federated.concurrency is {self.concurrency} with {each} updates a merge, and there are {clients} clients: "
                 "one that delivered rests until the merge, so the two together may be at most federated.num_clients",
@@ -166,10 +171,23 @@ class FederatedConfig:
             f"federated.algorithm is {self.algorithm!r} with buffered participation: its correction is for clients that start "
             "together, so choose 'plain' or 'fedprox'",
         )
+        fields = ("algorithm", "transforms", "aggregator", "weighting", "server_optimizer", "server_learning_rate")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in fields:
+            require(
+                not alone or getattr(self, name) == defaults[name],
+                f"federated.{name} is {getattr(self, name)!r} and merge.parameters 'keep': clients on their own send nothing, "
+                "so leave it out",
+            )
         require(
-            not (alone and self.algorithm in ("fedprox", "scaffold")),
-            f"federated.algorithm is {self.algorithm!r} and merge.parameters 'keep': clients on their own have no server to be "
-            "pulled to, so choose 'plain'",
+            self.algorithm not in ("scaffold", "fednova") or self.weighting == "uniform",
+            f"federated.weighting is {self.weighting!r} with algorithm {self.algorithm!r}, which weighs clients alike: choose "
+            "'uniform'",
+        )
+        require(
+            self.algorithm != "scaffold" or self.aggregator == "mean",
+            f"federated.aggregator is {self.aggregator!r} with algorithm 'scaffold', whose controls are of the mean: choose "
+            "'mean'",
         )
 
     @property
@@ -252,9 +270,10 @@ class FederatedExperiment:
             f"federated.algorithm is 'fednova' and agent.max_grad_norm {agent.max_grad_norm}: clipping makes updates unequal, "
             "so leave it out",
         )
-        learners = 1 if federated.pooled_batch is None else federated.num_clients
-        per_round = learners * (federated.local_steps * agent.frames_per_step + agent.warm_up_frames)
-        frames = (self.rounds + self.runner.log_every) * per_round
+        # One counter counts a client's frames, or everybody's where they are pooled; a chunk's are summed over all.
+        pooled = federated.pooled_batch is not None
+        per_round = federated.local_steps * agent.frames_per_step + agent.warm_up_frames
+        frames = (self.rounds + self.runner.log_every) * per_round * (federated.num_clients if pooled else 1)
         updates = (self.rounds + self.runner.log_every) * federated.local_steps * agent.updates_per_step
         chunk = self.runner.log_every * federated.num_clients * max(per_round, federated.local_steps * agent.updates_per_step)
         require(

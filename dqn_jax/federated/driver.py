@@ -8,7 +8,6 @@ Shapes: D devices, L repetitions on a device, S in all, N clients.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from dqn_jax.federated.participation import make_participation
 from dqn_jax.federated.rounds import FederatedState, Parts, make_federation
 from dqn_jax.federated.server import make_server_rule
 from dqn_jax.federated.transforms import make_transforms
-from dqn_jax.mapping import lane_axes, local_devices, over, place, row
+from dqn_jax.mapping import check_replicas, lane_axes, local_devices, over, place, row
 from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Driver, Info, Params
 
@@ -37,6 +36,7 @@ AXIS = "devices"
 
 _SUMS = ("frames", "updates", "episodes", "return_sum", "participants", "downloads", "left_out", "virtual_time")
 _MEANS = ("loss", "epsilon", "staleness", "drift")
+_FLAGS = ("finite", "broken", "weightless")
 
 
 def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
@@ -147,7 +147,7 @@ def make_federated(
         # Who broke first: from then on the server would pass it on to everybody.
         first = jnp.argmin(infos["finite"])
         flags = {"finite": infos["finite"].all(0), "broken": infos["broken"][first], "weightless": infos["weightless"].any(0)}
-        return state, {name: values.sum(0) for name, values in infos.items() if name not in flags} | flags
+        return state, {name: values.sum(0) for name, values in infos.items() if name not in _FLAGS} | flags
 
     def round_lanes(state: FederatedState) -> tuple[FederatedState, Info]:
         axes = axes_of(state)
@@ -177,17 +177,7 @@ def make_federated(
 
     def step(state: FederatedState) -> tuple[FederatedState, Info]:
         state, info = parallel_rounds(state)
-        sums = {name: to_host(values) for name, values in info.items()}
-        people = np.maximum(sums["participants"], 1)
-        # Python integers: a long run sends more bytes than 32 bits can count.
-        moved = [down * bytes_down + up * bytes_up for down, up in zip(*_ints(sums, "downloads", "participants"), strict=True)]
-        means = {name: np.where(sums["participants"] > 0, sums[f"{name}_sum"] / people, np.nan) for name in _MEANS}
-        return state, {
-            **{name: sums[name] for name in (*_SUMS, "finite", "weightless", "broken")},
-            **means,
-            "delta_norm": sums["delta_norm"] / rounds_per_step,
-            "bytes": np.array(moved, object),
-        }
+        return state, _per_seed({name: to_host(values) for name, values in info.items()}, rounds_per_step, bytes_down, bytes_up)
 
     def params(state: FederatedState) -> dict[str, Params]:
         clients = state.clients.agent.learner.params
@@ -199,32 +189,18 @@ def make_federated(
         return {"global": server, "clients": clients} if config.eval_clients else {"global": server}
 
     def complaint(info: Info) -> str | None:
-        broken = [
-            f"client(s) {np.flatnonzero(clients).tolist()} of seed {seed}"
-            for seed, clients, fine in zip(seeds, info["broken"], info["finite"], strict=True)
-            if not fine and clients.any() and not parts.aggregator.leaves_out_non_finite
-        ]
-        remedy = "lower agent.learning_rate or set agent.max_grad_norm"
-        if broken:
-            return f"{', '.join(broken)}: an update is not finite, and this aggregator does not leave it out: {remedy}"
-        if not info["finite"].all():
-            seeds_hit = np.asarray(seeds)[~info["finite"]].tolist()
-            server = "lower federated.server_learning_rate"
-            return f"seed(s) {seeds_hit}: the server's parameters are not finite: {server}, or {remedy}"
-        if info["weightless"].any():
-            seeds_hit = np.asarray(seeds)[info["weightless"]].tolist()
-            return (
-                f"seed(s) {seeds_hit}: the weights of a round's participants sum to zero under federated.weighting "
-                f"{config.weighting!r}: raise federated.local_steps, or weigh by 'uniform'"
-            )
-        return None
+        return _complaint(info, np.asarray(seeds), config.weighting, parts.aggregator.leaves_out_non_finite)
+
+    def check(state: FederatedState) -> None:
+        if not seeds_over_devices:
+            check_replicas(state.server)
 
     warm_up = 0 if config.merge.replay == "clear" and config.participation != "buffered" else agent_config.warm_up_frames
     return Driver(
         init=init,
         step=step,
         params=params,
-        check=lambda state: None,
+        check=check,
         complaint=complaint,
         unit="rounds",
         initial=0,
@@ -239,5 +215,36 @@ def _split_clients(x: np.ndarray, num_devices: int) -> np.ndarray:
     return np.moveaxis(x.reshape(x.shape[0], num_devices, -1, *x.shape[2:]), 1, 0)
 
 
-def _ints(sums: dict[str, Any], *names: str) -> list[list[int]]:
-    return [[int(value) for value in sums[name]] for name in names]
+def _per_seed(sums: dict[str, np.ndarray], rounds: int, bytes_down: int, bytes_up: int) -> Info:
+    """A chunk's info from its sums [S]: means over the participants, NaN where there were none, and bytes."""
+    people = sums["participants"]
+    # Who was left out adds nothing to these two.
+    over = {name: people - sums["left_out"] if name in ("loss", "drift") else people for name in _MEANS}
+    means = {name: np.where(over[name] > 0, sums[f"{name}_sum"] / np.maximum(over[name], 1), np.nan) for name in _MEANS}
+    # Python integers: a long run sends more bytes than 32 bits can count.
+    counts = zip(sums["downloads"].tolist(), people.tolist(), strict=True)
+    return {
+        **{name: sums[name] for name in (*_SUMS, *_FLAGS)},
+        **means,
+        "delta_norm": sums["delta_norm"] / rounds,
+        "bytes": np.array([down * bytes_down + up * bytes_up for down, up in counts], object),
+    }
+
+
+def _complaint(info: Info, seeds: np.ndarray, weighting: str, tolerant: bool) -> str | None:
+    """What is wrong with a chunk: clients that an intolerant aggregator let through, the server's parameters, or weights."""
+    remedy = "lower agent.learning_rate or set agent.max_grad_norm"
+    bad = ~info["finite"]
+    named = [(seed, np.flatnonzero(clients).tolist()) for seed, clients in zip(seeds[bad], info["broken"][bad], strict=True)]
+    if not tolerant and any(clients for _, clients in named):
+        who = ", ".join(f"client(s) {clients} of seed {seed}" for seed, clients in named if clients)
+        return f"{who}: an update is not finite, and this aggregator does not leave it out: {remedy}"
+    if bad.any():
+        who = f"seed(s) {seeds[bad].tolist()}: the server's parameters are not finite"
+        return f"{who}: lower federated.server_learning_rate, or {remedy}"
+    if info["weightless"].any():
+        return (
+            f"seed(s) {seeds[info['weightless']].tolist()}: the weights of a round's participants sum to zero under "
+            f"federated.weighting {weighting!r}: raise federated.local_steps, or weigh by 'uniform'"
+        )
+    return None

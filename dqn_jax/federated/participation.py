@@ -83,7 +83,8 @@ def make_participation(config: FederatedConfig) -> Participation:
             chosen &= jnp.cumsum(chosen) <= most
         delivers, steps = _failures(config, keys, chosen)
         times = _SERVICE_TIMES[config.service_time](time_key, (clients,))
-        duration = jnp.max(jnp.where(delivers, times * steps / config.local_steps, 0.0))
+        # A straggler does less in its time, it does not come home earlier.
+        duration = jnp.max(jnp.where(delivers, times, 0.0))
         return state, Plan(chosen, delivers, steps, jnp.zeros(clients, jnp.int32), duration)
 
     most = {"all": clients, "fixed": each, "poisson": _poisson_bound(each, clients)}[config.participation]

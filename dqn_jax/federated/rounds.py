@@ -176,12 +176,15 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
         size = len(state.clients.stream)
         clients, cohort = train_cohort(state.clients, state.server, now, local(plan, size))
         server, info = merge(state.server, cohort)
+        if config.merge.parameters == "keep":
+            everybody = jnp.ones(size)
+            server = server.replace(params=mean_of(clients.agent.learner.params, everybody, axis_name))
         report, here = cohort.updates.report, cohort.present
 
         def add(x: jax.Array) -> jax.Array:
             return total(jnp.sum(jnp.where(here, x, 0)))
 
-        broken = jnp.zeros(size, bool).at[cohort.ids].set(here & ~cohort.finite, mode="drop")
+        broken = gather(jnp.zeros(size, bool).at[cohort.ids].set(here & ~cohort.finite, mode="drop"), axis_name)
         tolerated = jnp.array(parts.aggregator.leaves_out_non_finite)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(server.params)]))
         started = jnp.sum(plan.starts) + (jnp.where(now == 0, config.in_flight, 0) if buffered else 0)
@@ -193,8 +196,8 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             "participants": add(jnp.ones_like(cohort.ids)),
             "downloads": started,
             "virtual_time": plan.duration,
-            "broken": gather(broken, axis_name),
-            "finite": finite & (tolerated | ~jnp.any(gather(broken, axis_name))),
+            "broken": broken,
+            "finite": finite & (tolerated | ~jnp.any(broken)),
         }
         state = state.replace(server=server, clients=clients, participation=plan_state, round=Clock(now + 1))
         return state, info
@@ -225,7 +228,9 @@ def _in_blocks(
       (clients, rows [C'], outputs [C', ...]), C rounded up to whole blocks.
     """
     size = len(clients.stream)
-    block = min(config.block_size or DEFAULT_BLOCK, len(ids))
+    # Blocks as even as they can be: rows that only fill up the last are trained for nothing.
+    number = -(-len(ids) // (config.block_size or DEFAULT_BLOCK))
+    block = -(-len(ids) // number)
     ids = jnp.concatenate([ids, jnp.full(-len(ids) % block, size, ids.dtype)])
     shared = not config.varies
     start = clients

@@ -52,27 +52,71 @@ class Transform(NamedTuple):
     """(key, state, delta) -> (state, delta as the server will see it)."""
     payload: Callable[[Payload], Payload]
     """What is sent, given what would have been without this transform."""
+    compress: Callable[[jax.Array, Params], Params] | None = None
+    """Of a compressor, (key, delta) -> what is left of it; `update` is this with error feedback."""
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Applies transforms in order, each with a state and a key of its own; none at all sends the delta as it is."""
+    """Applies transforms in order, each with a state and a key of its own; none at all sends the delta as it is.
+
+    Compressors that follow one another share one memory of what was lost: with a memory each, the second would send what the
+    first has cut away.
+    """
+    members: list[Transform] = []
+    for transform in transforms:
+        if members and members[-1].compress and transform.compress:
+            transform = _then(members.pop(), transform)
+        members.append(transform)
 
     def init(params: Params) -> tuple:
-        return tuple(transform.init(params) for transform in transforms)
+        return tuple(member.init(params) for member in members)
 
     def update(key: jax.Array, state: tuple, delta: Params) -> tuple[tuple, Params]:
         states = []
-        for number, (transform, own) in enumerate(zip(transforms, state, strict=True)):
-            own, delta = transform.update(jax.random.fold_in(key, number), own, delta)
+        for number, (member, own) in enumerate(zip(members, state, strict=True)):
+            own, delta = member.update(jax.random.fold_in(key, number), own, delta)
             states.append(own)
         return tuple(states), delta
 
     def payload(before: Payload) -> Payload:
-        for transform in transforms:
-            before = transform.payload(before)
+        for member in members:
+            before = member.payload(before)
         return before
 
     return Transform(init, update, payload)
+
+
+def compressor(compress: Callable[[jax.Array, Params], Params], payload: Callable[[Payload], Payload]) -> Transform:
+    """A transform that sends less than it is given, and adds what was lost to what it is given next.
+
+    Args:
+      compress: (key, delta) -> what is left of it.
+      payload: what that costs.
+
+    Source: Seide et al. (2014); Karimireddy et al. (2019), error feedback, algorithm 1.
+    """
+
+    def init(params: Params) -> Params:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(key: jax.Array, lost: Params, delta: Params) -> tuple[Params, Params]:
+        wanted = jax.tree.map(jnp.add, delta, lost)
+        sent = compress(key, wanted)
+        return jax.tree.map(jnp.subtract, wanted, sent), sent
+
+    return Transform(init, update, payload, compress)
+
+
+def _then(first: Transform, second: Transform) -> Transform:
+    """Two compressors as one."""
+
+    def compress(key: jax.Array, delta: Params) -> Params:
+        for transform, own_key in zip((first, second), jax.random.split(key), strict=True):
+            assert transform.compress is not None
+            delta = transform.compress(own_key, delta)
+        return delta
+
+    return compressor(compress, lambda payload: second.payload(first.payload(payload)))
 
 
 def from_optax(rule: optax.GradientTransformation) -> Transform:
@@ -103,13 +147,10 @@ def int8() -> Transform:
         keys = jax.random.split(key, len(leaves))
         return jax.tree.unflatten(structure, [round_to_int8(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
 
-    def init(params: Params) -> Params:
-        return jax.tree.map(jnp.zeros_like, params)
-
     def payload(before: Payload) -> Payload:
         return before._replace(bits=8, extra_bytes=before.extra_bytes + 4 * before.leaves)
 
-    return Transform(init, _with_error_feedback(compress), payload)
+    return compressor(compress, payload)
 
 
 def round_to_int8(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -139,27 +180,10 @@ def top_k(share: float) -> Transform:
         _, kept = jax.lax.top_k(jnp.abs(flat), count(flat.size))
         return unravel(jnp.zeros_like(flat).at[kept].set(flat[kept]))
 
-    def init(params: Params) -> Params:
-        return jax.tree.map(jnp.zeros_like, params)
-
     def payload(before: Payload) -> Payload:
         return before._replace(entries=min(before.entries, count(before.parameters)), indexed=True)
 
-    return Transform(init, _with_error_feedback(compress), payload)
-
-
-def _with_error_feedback(compress: Callable[[jax.Array, Params], Params]) -> Callable:
-    """An update that adds what was lost before, sends the compressed sum, and keeps what is lost now.
-
-    Source: Seide et al. (2014); Karimireddy et al. (2019), error feedback, algorithm 1.
-    """
-
-    def update(key: jax.Array, error: Params, delta: Params) -> tuple[Params, Params]:
-        wanted = jax.tree.map(jnp.add, delta, error)
-        sent = compress(key, wanted)
-        return jax.tree.map(jnp.subtract, wanted, sent), sent
-
-    return update
+    return compressor(compress, payload)
 
 
 def payload_of(params: Params) -> Payload:

@@ -42,18 +42,35 @@ Curves = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 """{(series, split): (frames of a client [T], returns [S, T])}."""
 
 
-def compare(directory: Path) -> dict[str, Any]:
-    """Writes curves, table and figure of the runs in a directory, prints the table, and returns it."""
-    arms = sorted(path.parent for path in directory.glob(f"*/{RETURNS}"))
+def compare(directory: Path, origin: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Writes curves, table and figure of the runs in a directory, prints the table, and returns it.
+
+    Args:
+      directory: holds a run for each arm, or the `curves.csv` and `comparison.json` of an earlier call.
+      origin: where the runs come from (`records.provenance`); None keeps what an earlier call wrote.
+
+    Raises:
+      InputError: if there is nothing to compare.
+    """
+    earlier = json.loads((directory / TABLE).read_text()) if (directory / TABLE).exists() else {}
+    known = dict.fromkeys(arm for arm, _ in SERIES.values())
+    arms = [directory / arm for arm in known if (directory / arm / RETURNS).exists()]
     if arms:
         write_curves(directory, [row for arm in arms for row in rows_of(arm)])
         clients = json.loads((arms[0] / CONFIG).read_text())["federated"]["num_clients"]
-    elif (directory / CURVES).exists():
-        clients = json.loads((directory / TABLE).read_text())["num_clients"]
+    elif (directory / CURVES).exists() and earlier:
+        clients = earlier["num_clients"]
     else:
-        raise InputError(f"{directory} has neither runs nor {CURVES}: give the run directory of experiments/federated.py")
+        raise InputError(
+            f"{directory} has neither runs nor {CURVES} with {TABLE}: give the run directory of experiments/federated.py"
+        )
     curves = read_curves(directory)
-    table = {"num_clients": clients, "draws": len(next(iter(curves.values()))[1]), **tabulate(curves, clients)}
+    table = {
+        "origin": origin or earlier.get("origin"),
+        "num_clients": clients,
+        "draws": len(next(iter(curves.values()))[1]),
+        **tabulate(curves, clients),
+    }
     (directory / TABLE).write_text(json.dumps(jsonable(table), indent=2) + "\n")
     draw(curves).savefig(directory / FIGURE, dpi=150)
     print(as_text(table))
@@ -100,24 +117,37 @@ def write_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_curves(directory: Path) -> Curves:
-    """Reads `curves.csv`."""
-    cells: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
+    """Reads `curves.csv`.
+
+    Raises:
+      InputError: if arms, or seeds of one, have other seeds, rounds or frames than the rest: nothing would be paired then.
+    """
+    cells: dict[tuple[str, str], dict[tuple[int, int], tuple[int, float]]] = {}
     with open(directory / CURVES, newline="") as file:
         for row in csv.DictReader(file):
-            key = (int(row["seed"]), int(row["frames_per_client"]))
-            cells.setdefault((row["series"], row["split"]), {})[key] = float(row["return"])
-    curves = {}
-    for kind, values in cells.items():
-        seeds, frames = (sorted({key[part] for key in values}) for part in (0, 1))
-        curves[kind] = (np.array(frames), np.array([[values[seed, at] for at in frames] for seed in seeds]))
-    return curves
+            cell = (int(row["frames_per_client"]), float(row["return"]))
+            cells.setdefault((row["series"], row["split"]), {})[int(row["seed"]), int(row["rounds"])] = cell
+    first = next(iter(cells.values()))
+    keys, pace = first.keys(), {at: frames for (_, at), (frames, _) in first.items()}
+    for (series, _), values in cells.items():
+        if values.keys() != keys or any(frames != pace[at] for (_, at), (frames, _) in values.items()):
+            raise InputError(f"{directory} has other seeds, rounds or frames for {series!r} than for the rest: train all alike")
+    seeds, rounds = (sorted({key[part] for key in keys}) for part in (0, 1))
+    return {
+        kind: (
+            np.array([pace[at] for at in rounds]),
+            np.array([[values[seed, at][1] for at in rounds] for seed in seeds]),
+        )
+        for kind, values in cells.items()
+    }
 
 
 def tabulate(curves: Curves, clients: int) -> dict[str, Any]:
     """Per split: area and final return of each series, and by how much the federation's area is larger.
 
-    Under `equal_total_frames`: the federation after 1/N of the frames a client has in the end, against one independent client
-    after all of them; N clients together have then taken as many as the one alone.
+    Under `equal_total_frames`: the federation after 1/N of the frames a client has in the end, interpolated between
+    evaluations, against one independent client after all of them; N clients together have then taken as many as the one alone.
+    It is left out where that is before the first evaluation.
     """
     equal_frames: dict[str, Any] = {}
     for (series, split), (_, returns) in curves.items():
@@ -128,16 +158,20 @@ def tabulate(curves: Curves, clients: int) -> dict[str, Any]:
         equal_frames.setdefault(split, {})[series] = entry
     equal_total = {}
     for split in equal_frames:
-        if (BASE, split) in curves and (ALONE, split) in curves:
-            (frames, federated), (_, alone) = curves[BASE, split], curves[ALONE, split]
-            at = int(np.argmin(np.abs(frames - frames[-1] / clients)))
-            equal_total[split] = {
-                "frames_per_client": int(frames[at]),
-                "frames_alone": int(frames[-1]),
-                "federated": _mean(federated[:, at]),
-                "alone": _mean(alone[:, -1]),
-                "federated_minus_alone": _mean(federated[:, at] - alone[:, -1]),
-            }
+        if (BASE, split) not in curves or (ALONE, split) not in curves:
+            continue
+        (frames, federated), (_, alone) = curves[BASE, split], curves[ALONE, split]
+        share = frames[-1] / clients
+        if share < frames[0]:
+            continue
+        early = np.array([np.interp(share, frames, returns) for returns in federated])
+        equal_total[split] = {
+            "frames_per_client": share,
+            "frames_alone": int(frames[-1]),
+            "federated": _mean(early),
+            "alone": _mean(alone[:, -1]),
+            "federated_minus_alone": _mean(early - alone[:, -1]),
+        }
     return {"equal_frames_per_client": equal_frames, "equal_total_frames": equal_total}
 
 
@@ -150,17 +184,18 @@ def as_text(table: dict[str, Any]) -> str:
     """The table in Markdown."""
     splits = table["equal_frames_per_client"]
     names = [series for series in SERIES if any(series in of for of in splits.values())]
+    compared = "inside" if "inside" in splits else "seen"
     lines = [
-        "| | " + " | ".join(f"area, {SPLITS[split]}" for split in splits) + " | " + "federated minus this, unseen inside |",
+        "| | " + " | ".join(f"area, {SPLITS[split]}" for split in splits) + f" | federated minus this, {SPLITS[compared]} |",
         "|---|" + "---|" * (len(splits) + 1),
     ]
     for name in names:
         areas = [_cell(splits[split].get(name, {}).get("area")) for split in splits]
-        difference = splits.get("inside", splits["seen"]).get(name, {}).get("federated_minus_this_area")
+        difference = splits[compared].get(name, {}).get("federated_minus_this_area")
         lines.append(f"| {name} | " + " | ".join(areas) + f" | {_cell(difference)} |")
     for split, row in table["equal_total_frames"].items():
         lines.append(
-            f"\nequal total frames, {SPLITS[split]}: federated after {row['frames_per_client']:,} frames a client "
+            f"\nequal total frames, {SPLITS[split]}: federated after {row['frames_per_client']:,.0f} frames a client "
             f"{_cell(row['federated'])}, one alone after {row['frames_alone']:,} {_cell(row['alone'])}, difference "
             f"{_cell(row['federated_minus_alone'])}"
         )
@@ -200,7 +235,7 @@ def draw(curves: Curves) -> Figure:
         last.plot(difference.mean(), height, "|", color="black", markersize=14)
     last.axvline(0, color="grey", linewidth=0.8)
     last.set_yticks(range(len(others)), others, fontsize="small")
-    last.set(xlabel="difference in area", title=f"federated minus ..., {SPLITS[split]}")
+    last.set(xlabel=f"difference in area, {SPLITS[split]}", title="federated minus ...")
     last.invert_yaxis()
     last.grid(alpha=0.3)
     return figure

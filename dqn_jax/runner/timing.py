@@ -1,4 +1,4 @@
-"""Timing that can be compared: contestants take turns in one process; ratios are of one turn. Not here: what is timed."""
+"""Timing that can be compared: contestants take turns in one process. Not here: what is timed."""
 
 import concurrent.futures
 import dataclasses

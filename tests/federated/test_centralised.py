@@ -175,7 +175,10 @@ def test_its_sizes_are_those_of_all_clients():
 def test_a_complaint_names_the_seeds_and_a_remedy():
     complaint = driver().complaint
     assert complaint({"finite": np.array([True, True])}) is None
-    assert complaint({"finite": np.array([True, False])}) == "seed(s) [8]: a loss is not finite: lower agent.learning_rate"
+    assert (
+        complaint({"finite": np.array([True, False])})
+        == "seed(s) [8]: a loss or parameter is not finite: lower agent.learning_rate"
+    )
     assert complaint({"finite": np.array([False, False])}).startswith("seed(s) [3, 8]: ")
 
 
@@ -183,7 +186,7 @@ def test_a_complaint_names_the_seeds_and_a_remedy():
     ("options", "words"),
     [
         ({"num_devices": 3}, ("num_seeds is 2", "3 devices", "make it a multiple")),
-        ({"batch_size": 20}, ("batch_size is 20", "divide over 3", "make it a multiple of 3")),
+        ({"batch_size": 20}, ("batch_size is 20", "divide over 3", "make it a multiple")),
         # All clients together gather 3 * 16 frames before the first update.
         ({"batch_size": 51}, ("agent.learning_starts is 48", "agent.batch_size 51")),
     ],

@@ -228,7 +228,6 @@ def test_the_server_sees_no_experience():
         ({"merge": {"target": "average"}}, 1, 1),
         # Adam's two moments and its count.
         ({"merge": {"moments": "average"}}, 2, 2),
-        ({"merge": {"parameters": "keep"}}, -1, 0),
     ],
 )
 def test_bytes_by_hand(options, extra_down, extra_up):
@@ -239,3 +238,17 @@ def test_bytes_by_hand(options, extra_down, extra_up):
     size = 4 * (4 * 16 + 16 + 16 * 16 + 16 + 16 * 2 + 2)
     count = 4 if options.get("merge") == {"moments": "average"} else 0
     assert client.num_bytes(state) == ((1 + extra_down) * size + count, (1 + extra_up) * size + count + 20)
+
+
+def test_clients_on_their_own_send_nothing():
+    client = named_parts(ENV, NETWORK, small(FREE), config_of(num_clients=1, merge={"parameters": "keep"})).client
+    assert client.num_bytes(jax.eval_shape(lambda: client.init(jax.random.key(0), ENV.params, None))) == (0, 0)
+
+
+def test_scaffold_controls_stay_together_when_a_client_breaks():
+    """The server's is the mean of the clients' before and after."""
+    config = config_of(num_clients=2, local_steps=2, algorithm="scaffold")
+    # The NaN is in the second of four rounds.
+    _, state, infos = quadratic(config, 4, poison=2)
+    assert infos["left_out"].tolist() == [0, 1, 0, 0]
+    np.testing.assert_allclose(state.server.control["w"], state.clients.control["w"].mean(), rtol=1e-5)

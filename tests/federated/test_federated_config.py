@@ -182,11 +182,33 @@ COMBINATIONS = [
     ),
     *(
         (
-            lambda algorithm=algorithm: FederatedConfig(algorithm=algorithm, merge=ALONE),
-            (f"federated.algorithm is {algorithm!r}", "merge.parameters 'keep'", "choose 'plain'"),
+            lambda name=name, value=value: FederatedConfig(**{name: value}, merge=ALONE),
+            (f"federated.{name} is {value!r}", "merge.parameters 'keep'", "on their own send nothing", "leave it out"),
         )
-        for algorithm in ("fedprox", "scaffold")
+        for name, value in (
+            ("algorithm", "fedprox"),
+            ("algorithm", "scaffold"),
+            ("algorithm", "fednova"),
+            ("transforms", ("int8",)),
+            ("aggregator", "median"),
+            ("weighting", "samples"),
+            ("server_optimizer", "fedadam"),
+            ("server_learning_rate", 0.5),
+        )
     ),
+    *(
+        (
+            lambda algorithm=algorithm, weighting=weighting: FederatedConfig(algorithm=algorithm, weighting=weighting),
+            (f"federated.weighting is {weighting!r}", f"algorithm {algorithm!r}", "choose 'uniform'"),
+        )
+        for algorithm in ("scaffold", "fednova")
+        for weighting in ("samples", "episodes")
+    ),
+    (
+        lambda: FederatedConfig(algorithm="scaffold", aggregator="median"),
+        ("federated.aggregator is 'median'", "'scaffold'", "choose 'mean'"),
+    ),
+    (lambda: buffered(drop_out=0.1), ("federated.drop_out is 0.1", "buffered", "leave it out")),
     *(
         (
             lambda moments=moments, target=target: MergeConfig(parameters="keep", moments=moments, target=target),
@@ -271,7 +293,10 @@ def test_a_bad_combination_is_refused_with_both_values(build, words):
         lambda: buffered(concurrency=5, algorithm="fedprox"),
         lambda: buffered(concurrency=1),
         lambda: buffered(num_clients_per_round=7),
-        lambda: FederatedConfig(algorithm="fednova", merge=ALONE),
+        lambda: FederatedConfig(merge=ALONE, participation="fixed", num_clients_per_round=3, stragglers=0.5),
+        lambda: FederatedConfig(algorithm="fednova", aggregator="median"),
+        lambda: FederatedConfig(algorithm="fedprox", aggregator="median", weighting="samples"),
+        lambda: buffered(stragglers=0.5),
         lambda: FederatedConfig(algorithm="scaffold", merge=MergeConfig(moments="average", target="average")),
         lambda: MergeConfig(parameters="keep", replay="clear", epsilon="restart", initial="per_client"),
         lambda: experiment(FederatedConfig(pooled_batch=256)),

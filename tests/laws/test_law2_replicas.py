@@ -7,8 +7,8 @@ from laws.common import ENV, FREE, NETWORK
 
 from dqn_jax.agent import make_agent, make_chunk
 from dqn_jax.config import TrainingError
-from dqn_jax.distributed.data_parallel import check_replicas, make_data_parallel
-from dqn_jax.mapping import over, place
+from dqn_jax.distributed.data_parallel import make_data_parallel
+from dqn_jax.mapping import check_replicas, over, place
 
 
 @pytest.mark.parametrize("num_devices", [2, 4])

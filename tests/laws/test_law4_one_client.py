@@ -55,7 +55,7 @@ def test_for_every_number_of_local_steps(plain, local_steps, rounds):
     [
         {"merge": {"moments": "average", "target": "average", "initial": "per_client"}},
         {"participation": "fixed", "num_clients_per_round": 1, "local_episodes": 1000},
-        {"algorithm": "scaffold", "aggregator": "median", "transforms": ("top-k:1",)},
+        {"algorithm": "scaffold", "transforms": ("top-k:1",)},
     ],
 )
 def test_choices_that_are_nothing_for_one_client(adam, options):

@@ -162,11 +162,45 @@ def test_equal_total_frames(table):
     assert (inside["federated"]["mean"], inside["alone"]["mean"]) == ((12 + 3) / 2, (6.5 + 5) / 2)
 
 
-@pytest.mark.parametrize(("clients", "frames"), [(1, 400), (4, 100), (100, 100), (3, 100)])
-def test_the_nearest_evaluation_stands_for_equal_frames(clients, frames):
-    """Of 400 frames a client: all, a hundred, and less than any evaluation; 133 are nearer to 100 than to 200."""
-    curves = {(series, "seen"): (np.array([100, 200, 400]), np.zeros((2, 3))) for series in (comparison.BASE, comparison.ALONE)}
-    assert tabulate(curves, clients)["equal_total_frames"]["seen"]["frames_per_client"] == frames
+@pytest.mark.parametrize(("clients", "federated"), [(1, 35), (2, 15), (4, 5), (3, 5 + 10 / 3)])
+def test_between_evaluations_equal_frames_are_interpolated(clients, federated):
+    """Of 400 frames a client: all, half, a quarter, and a third, which is a third of the way from 100 to 200."""
+    frames = np.array([100, 200, 400])
+    curves = {
+        (comparison.BASE, "seen"): (frames, np.array([[0.0, 10, 30], [10, 20, 40]])),
+        (comparison.ALONE, "seen"): (frames, np.array([[0.0, 0, 1], [0, 0, 5]])),
+    }
+    equal = tabulate(curves, clients)["equal_total_frames"]["seen"]
+    assert equal["frames_per_client"] == pytest.approx(400 / clients)
+    assert equal["federated"]["mean"] == pytest.approx(federated)
+    assert equal["federated_minus_alone"]["mean"] == pytest.approx(federated - 3)
+    # Before the first evaluation nothing is known.
+    assert tabulate(curves, clients=5)["equal_total_frames"] == {}
+
+
+def change(row, **fields):
+    return row | {name: value(row[name]) for name, value in fields.items()}
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        # An arm that was stopped, one with a draw less, one with other frames, and draws that differ in them.
+        lambda rows: [row for row in rows if row["rounds"] < 4],
+        lambda rows: [row for row in rows if row["seed"] == 7],
+        lambda rows: [change(row, frames=lambda frames: 2 * frames) for row in rows],
+        lambda rows: [change(row, frames=lambda frames, row=row: frames + 10 * (row["seed"] == 8)) for row in rows],
+    ],
+)
+def test_what_is_not_alike_is_not_compared(tmp_path, unlike):
+    write(tmp_path, {"federated": FEDERATED})
+    records = Records(tmp_path / "pooled_updates", resume=False)
+    records.write_config({"federated": {"num_clients": CLIENTS}})
+    records.append_returns(unlike(rows(POOLED)))
+    message = refusal(lambda: compare(tmp_path))
+    assert message.startswith(
+        f'{tmp_path} has other seeds, rounds or frames for "pooled, a client\'s updates" than for the rest: '
+    )
 
 
 def test_the_best_client_is_chosen_for_each_draw_on_held_out_environments(directory):
@@ -198,6 +232,7 @@ def test_a_series_is_of_its_own_arm(tmp_path, directory):
     write(tmp_path, {"federated": server, "something": POOLED})
     assert {row["series"] for row in rows_of(tmp_path / "federated")} == {"federated"}
     assert rows_of(tmp_path / "something") == []
+    assert set(compare(tmp_path)["equal_frames_per_client"]["seen"]) == {"federated"}
 
 
 def test_files_are_those_of_the_table(directory, table, capsys):
@@ -227,11 +262,23 @@ def test_from_the_curves_alone_all_is_built_again(tmp_path, directory, table):
     assert compare(tmp_path)["equal_frames_per_client"]["seen"]["federated"]["final"]["mean"] == (100 + 45) / 2
 
 
+def test_where_the_runs_come_from_is_kept(tmp_path):
+    """Drawing again from the files does not make their numbers of another day or machine."""
+    write(tmp_path, {"federated": FEDERATED})
+    assert compare(tmp_path)["origin"] is None
+    origin = {"command": "python experiments/federated.py", "date": "2020-02-02"}
+    assert compare(tmp_path, origin)["origin"] == origin
+    assert compare(tmp_path)["origin"] == origin
+    assert json.loads((tmp_path / TABLE).read_text())["origin"] == origin
+    assert compare(tmp_path, {"date": "2020-02-03"})["origin"] == {"date": "2020-02-03"}
+
+
 def test_the_last_panel_shows_each_draws_difference(directory, table):
     figure = comparison.draw(read_curves(directory))
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["where clients train", "unseen, inside the range", "federated minus ..., unseen, inside the range"]
+    assert titles == ["where clients train", "unseen, inside the range", "federated minus ..."]
     *_, last = figure.axes
+    assert last.get_xlabel() == "difference in area, unseen, inside the range"
     series = [label.get_text() for label in last.get_yticklabels()]
     assert series == [name for name in comparison.SERIES if (name, "inside") in BY_HAND and name != "federated"]
     base = np.array(BY_HAND["federated", "inside"])
@@ -258,5 +305,7 @@ def test_one_draw_has_no_interval(tmp_path):
 
 def test_a_directory_with_nothing_in_it_is_refused(tmp_path):
     message = refusal(lambda: compare(tmp_path))
-    assert message.startswith(f"{tmp_path} has neither runs nor {CURVES}: give the run directory of ")
+    assert message.startswith(f"{tmp_path} has neither runs nor {CURVES} with {TABLE}: give the run directory of ")
     assert list(tmp_path.iterdir()) == []
+    write(tmp_path, {"something": POOLED})
+    assert refusal(lambda: compare(tmp_path)) == message
