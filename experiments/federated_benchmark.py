@@ -2,14 +2,14 @@
 
     python experiments/federated_benchmark.py --out experiments/results/federated_benchmark-cpu.json
 
-The cost of a merge is everything in a round that is not a local step: twice the time of a round of K steps less that of one of
-2K, over the time of the round of K.
+The cost of a merge is that of a round over one in which the server takes any client's update as it is.
 """
 
 import dataclasses
 import json
 import resource
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import tyro
 
 from dqn_jax.config import AgentConfig, NetworkConfig
 from dqn_jax.federated.config import FederatedConfig
-from dqn_jax.runner.timing import Contestant, on_one_core, print_table, take_turns
+from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
 
 AGENT = AgentConfig(num_envs=1, replay_capacity=2_000, learning_starts=64, target_period=100)
 NETWORK = NetworkConfig(hidden_sizes=(64, 64))
 LOCAL_STEPS = 50
+ROUNDS = 4
+"""Rounds of a turn, in one program as in a run."""
 COUNTS = (10, 100, 1000)
 MERGED = 100
 """Clients whose merges are timed."""
@@ -58,7 +60,7 @@ def machine() -> dict[str, Any]:
 
 
 def memory(count: int) -> dict[str, Any]:
-    """Peak memory of training so many clients for three rounds, above that of a process that has started jax."""
+    """Peak memory of training so many clients for three turns, above that of a process that has started jax."""
     import jax
 
     driver = make_driver(count)
@@ -74,44 +76,51 @@ def memory(count: int) -> dict[str, Any]:
 def clients(turns: int) -> dict[str, Any]:
     """Microseconds of a client's local step, merge included, and how it grows with the clients."""
     seconds = take_turns({count: contestant(make_driver(count)) for count in COUNTS}, turns)
-    each = {count: statistics.median(seconds[count]) / count / LOCAL_STEPS * 1e6 for count in COUNTS}
+    each = {count: statistics.median(seconds[count]) / count / LOCAL_STEPS / ROUNDS * 1e6 for count in COUNTS}
     return {f"microseconds_per_client_step_{count}_clients": each[count] for count in COUNTS} | {
         "thousand_over_ten": each[1000] / each[10]
     }
 
 
 def merges(turns: int) -> dict[str, Any]:
-    """Share of a round that is not local steps, plain and with transforms."""
+    """A round of K steps with a mean of the updates, and with transforms before it, over one that merges nothing."""
+    import jax
+
+    from dqn_jax.federated.aggregation import from_function
+
+    nothing = from_function(lambda deltas, weights: jax.tree.map(lambda x: x[0], deltas))
     arms = {
-        (name, factor): (transforms, factor)
-        for name, transforms in (("plain", ()), ("transforms", TRANSFORMS))
-        for factor in (1, 2)
+        "nothing": contestant(make_driver(MERGED, change=lambda parts: parts._replace(aggregator=nothing))),
+        "mean": contestant(make_driver(MERGED)),
+        "transforms": contestant(make_driver(MERGED, transforms=TRANSFORMS)),
     }
-    drivers = {
-        arm: make_driver(MERGED, local_steps=factor * LOCAL_STEPS, transforms=transforms)
-        for arm, (transforms, factor) in arms.items()
-    }
-    seconds = take_turns({arm: contestant(driver) for arm, driver in drivers.items()}, turns)
-    once = {arm: statistics.median(values) for arm, values in seconds.items()}
-    return {f"merge_share_{name}": (2 * once[name, 1] - once[name, 2]) / once[name, 1] for name in ("plain", "transforms")} | {
-        "transforms_over_plain": once["transforms", 1] / once["plain", 1]
-    }
+    seconds = take_turns(arms, turns)
+    return {f"round_with_{name}_over_none": median_ratio(seconds[name], seconds["nothing"]) for name in ("mean", "transforms")}
 
 
-def make_driver(num_clients: int, **options: Any) -> Any:
-    """A federation of CartPoles with poles of different lengths, one round a step."""
+def make_driver(num_clients: int, change: Callable[[Any], Any] = lambda parts: parts, **options: Any) -> Any:
+    """A federation of CartPoles with poles of different lengths."""
     import jax
 
     from dqn_jax.envs import make_env
-    from dqn_jax.federated.driver import draw_all, make_federated
+    from dqn_jax.federated.driver import draw_all, make_federated, named_parts
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
     network = make_network(NETWORK, env.obs_shape, env.num_actions)
     config = FederatedConfig(**{"num_clients": num_clients, "local_steps": LOCAL_STEPS, "unseen_envs": 0, **options})
     envs = draw_all(env, config, 1).seen
-    sizes = {"seeds": [0], "devices": jax.local_devices()[:1], "rounds_per_step": 1}
-    return make_federated(env, network, AGENT, config, env_params=envs, **sizes)
+    return make_federated(
+        env,
+        network,
+        AGENT,
+        config,
+        env_params=envs,
+        seeds=[0],
+        devices=jax.local_devices()[:1],
+        rounds_per_step=ROUNDS,
+        parts=change(named_parts(env, network, AGENT, config)),
+    )
 
 
 def contestant(driver: Any) -> Contestant:
