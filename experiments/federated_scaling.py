@@ -75,7 +75,7 @@ def train(clients: int) -> dict[str, Any]:
     seconds: list[float] = []
     returns: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
-    points = {round(max(budgets.values()) * part / 8) for part in range(1, 9)} | set(budgets.values())
+    points = {max(1, round(budget * part / 6)) for budget in budgets.values() for part in range(1, 7)}
     for rounds in range(1, config.rounds + 1):
         began = time.perf_counter()
         state, _ = driver.step(state)
