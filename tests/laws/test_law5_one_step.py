@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from laws.common import ENV, NETWORK, STEADY, assert_close, without_clocks
-from laws.federation import SEED, config_of, small
+from laws.federation import SEED, config_of, many, small
 
 from dqn_jax.agent import make_agent, repeat
 from dqn_jax.federated.driver import named_parts
@@ -52,25 +52,28 @@ def expand(axes, tree):
     )
 
 
-def federated(before, **options):
-    """Clients that hold what the data-parallel shards held, after ROUNDS rounds."""
-    config = config_of(num_clients=N, local_steps=1, **{"merge": {"target": "global"}, **options})
+@pytest.fixture(scope="module")
+def federated():
+    """(clients' agents, server's learning rate) -> a federation whose clients hold them, after ROUNDS rounds."""
+    config = config_of(num_clients=N, local_steps=1, merge={"target": "global"})
     federation = make_federation(NETWORK, named_parts(ENV, NETWORK, CLIENT, config), config)
 
     @jax.jit
-    def run(agents):
-        env_params = jax.tree.map(lambda x: jnp.broadcast_to(x, (N, *x.shape)), ENV.params)
-        state = federation.init(SEED, env_params, jnp.arange(N))
-        state = state.replace(clients=state.clients.replace(agent=agents))
+    def run(agents, rate):
+        state = federation.init(SEED, many(ENV.params, N), jnp.arange(N))
+        state = state.replace(clients=state.clients.replace(agent=agents), server=state.server.replace(learning_rate=rate))
         return jax.lax.scan(lambda state, _: federation.round(state), state, length=ROUNDS)[0]
 
-    return run(before)
+    return run
 
 
-def test_one_step_a_round_is_data_parallel(data_parallel):
+def first(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def test_one_step_a_round_is_data_parallel(data_parallel, federated):
     before, lanes, devices = data_parallel
-    state = federated(before)
-    first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
+    state = federated(before, jnp.float32(1.0))
     assert_close(state.server.params, first(lanes.learner.params))
     assert_close(state.server.params, first(devices.learner.params))
     # And each client has seen what its device saw.
@@ -78,9 +81,8 @@ def test_one_step_a_round_is_data_parallel(data_parallel):
     assert_close(state.clients.agent.actor.env_state, lanes.actor.env_state)
 
 
-@pytest.mark.parametrize("options", [{"merge": {"target": "keep"}}, {"server_learning_rate": 0.9}])
-def test_with_their_own_targets_or_another_server_it_is_not(data_parallel, options):
+def test_a_server_that_does_not_go_all_the_way_is_not(data_parallel, federated):
     before, lanes, _ = data_parallel
-    state = federated(before, **options)
+    state = federated(before, jnp.float32(0.9))
     with pytest.raises(AssertionError):
-        assert_close(state.server.params, jax.tree.map(lambda x: x[0], lanes.learner.params))
+        assert_close(state.server.params, first(lanes.learner.params))
