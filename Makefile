@@ -9,7 +9,7 @@ train: $(INSTALLED)
 	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -48,13 +48,28 @@ class ActorState(flax.struct.PyTreeNode):
     """Steps taken in each environment."""
 
 
+class Choice(NamedTuple):
+    """What to do next in each environment."""
+
+    actions: jax.Array
+    """[E] int32."""
+    env_keys: jax.Array
+    """[E] keys that the environments' steps draw from."""
+    epsilon: jax.Array
+    """[] float32, the mean over environments."""
+
+
 class Actor(NamedTuple):
     """Acting as pure functions."""
 
     init: Callable[..., ActorState]
     """(key, env_params, hyperparams, first_env=0) -> state, for the environments numbered from `first_env`."""
+    choose: Callable[[ActorState, Params], Choice]
+    """(state, params) -> epsilon-greedy actions on the observations of the state."""
+    record: Callable[[ActorState, Choice, TimeStep], tuple[ActorState, Transition, jax.Array | bool, Info]]
+    """(state, choice, time step [E, ...]) -> (state, transitions [E, ...], whether they are valid [] bool, info)."""
     act: Callable[[ActorState, Params], tuple[ActorState, Transition, jax.Array | bool, Info]]
-    """(state, params) -> (state, transitions [E, ...], whether they are valid [] bool, info)."""
+    """(state, params) -> what `record` returns of a step of the environments after `choose`."""
 
 
 def make_actor(env: Environment, network: Network, config: AgentConfig, num_shards: int = 1) -> Actor:
@@ -89,23 +104,25 @@ def make_actor(env: Environment, network: Network, config: AgentConfig, num_shar
             clock=Clock(jnp.int32(0)),
         )
 
-    def act(state: ActorState, params: Params) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
+    def choose(state: ActorState, params: Params) -> Choice:
         time = state.clock.count
         epsilon = epsilon_of(time * config.num_envs, state.hyperparams)
 
-        def one(stream: jax.Array, env_state: EnvState, obs: jax.Array) -> tuple[EnvState, jax.Array, TimeStep]:
+        def one(stream: jax.Array, obs: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Array]:
             network_key, action_key, env_key = jax.random.split(jax.random.fold_in(stream, time), 3)
             q_values = network.q_values(network.apply(params, obs, network_key, False))
-            action = epsilon_greedy(action_key, q_values, epsilon)
-            env_state, time_step = env.step(env_key, env_state, action, state.env_params)
-            return env_state, action, time_step
+            return epsilon_greedy(action_key, q_values, epsilon), env_key
 
-        env_state, actions, time_step = jax.vmap(one)(state.streams, state.env_state, state.obs)
+        actions, env_keys = jax.vmap(one)(state.streams, state.obs, jnp.broadcast_to(epsilon, num_envs))
+        return Choice(actions, env_keys, jnp.mean(epsilon))
+
+    def record(state: ActorState, choice: Choice, time_step: TimeStep) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
+        time = state.clock.count
         ended = time_step.terminated | time_step.truncated
         terminal = ended if config.time_limit == "terminal" else time_step.terminated
         step = Transition(
             s_tm1=state.obs,
-            a_tm1=actions,
+            a_tm1=choice.actions,
             r_t=time_step.reward,
             discount_t=jnp.where(terminal, 0.0, state.hyperparams.discount),
             s_t=time_step.final_obs,
@@ -113,14 +130,13 @@ def make_actor(env: Environment, network: Network, config: AgentConfig, num_shar
         window = jax.tree.map(lambda past, new: jnp.concatenate([past, new[None]]), state.window, Window(step, ended))
         episode_return = state.episode_return + time_step.reward
         info = {
-            "epsilon": epsilon,
+            "epsilon": choice.epsilon,
             "episodes": jnp.sum(ended),
             "return_sum": jnp.sum(jnp.where(ended, episode_return, 0.0)),
             "terminated": jnp.sum(time_step.terminated),
             "truncated": jnp.sum(time_step.truncated),
         }
         state = state.replace(
-            env_state=env_state,
             obs=time_step.obs,
             window=jax.tree.map(lambda x: x[1:], window),
             episode_return=jnp.where(ended, 0.0, episode_return),
@@ -130,7 +146,13 @@ def make_actor(env: Environment, network: Network, config: AgentConfig, num_shar
         valid = config.n_step == 1 or time >= config.n_step - 1
         return state, n_step_transition(window), valid, info
 
-    return Actor(init, act)
+    def act(state: ActorState, params: Params) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
+        choice = choose(state, params)
+        step = jax.vmap(env.step, in_axes=(0, 0, 0, None))
+        env_state, time_step = step(choice.env_keys, state.env_state, choice.actions, state.env_params)
+        return record(state.replace(env_state=env_state), choice, time_step)
+
+    return Actor(init, choose, record, act)
 
 
 def n_step_transition(window: Window) -> Transition:

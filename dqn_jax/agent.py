@@ -6,7 +6,7 @@ y = r + gamma max Q'; every C updates, copy the target, which began as a copy (l
 Not here: loops over devices or seeds, files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -18,8 +18,19 @@ from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.networks import Network
-from dqn_jax.replay import ReplayState, make_uniform_replay
-from dqn_jax.types import ActorHyperparams, Clock, Correction, Hyperparams, Info, LearnerHyperparams, Params, Sample, Transition
+from dqn_jax.replay import ReplayState, make_replay
+from dqn_jax.types import (
+    ActorHyperparams,
+    Clock,
+    Correction,
+    Hyperparams,
+    Info,
+    LearnerHyperparams,
+    Params,
+    ReplayHyperparams,
+    Sample,
+    Transition,
+)
 
 _EVERY_STEP = ("loss", "epsilon", "episodes", "return_sum", "terminated", "truncated")
 
@@ -50,18 +61,26 @@ class Agent(NamedTuple):
 
     init: Callable[..., AgentState]
     """(key, env_params=the environment's, hyperparams=the config's, shard=0) -> state."""
+    add: Callable[..., AgentState]
+    """(state, transitions [M, ...], valid=True, priorities=None) -> state with them in its replay, as `Replay.add`."""
     act: Callable[..., tuple[AgentState, Info]]
     """(state, active=True): one epsilon-greedy step of every environment, stored where `active` ([] bool) is true."""
     grad: Callable[[AgentState], tuple[AgentState, Params, Info]]
     """state -> (state, gradients on a sampled batch, info): what a worker sends to a parameter server."""
     learn: Callable[..., tuple[AgentState, Info]]
-    """(state, correction=None): one update on a sampled batch."""
+    """(state, correction=None, active=True): one update on a sampled batch; priorities change where `active` is true."""
     step: Callable[..., tuple[AgentState, Info]]
     """(state, correction=None, active=True): `acts_per_step` acts, then `updates_per_step` updates.
 
     Where `active` ([] bool) is false the state stays as it is; the info is of the step not taken."""
     warm_up: Callable[[AgentState], AgentState]
     """Acts until `learning_starts` frames are stored; `learn` needs it once, before the first update."""
+
+
+def keys_of(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys that an agent's network, actor and learner draw from."""
+    network_key, actor_key, learner_key = (jax.random.fold_in(key, purpose) for purpose in range(3))
+    return network_key, actor_key, learner_key
 
 
 def hyperparams_of(config: AgentConfig) -> Hyperparams:
@@ -80,6 +99,7 @@ def hyperparams_of(config: AgentConfig) -> Hyperparams:
             target_rate=jnp.float32(config.target_rate),
             max_grad_norm=jnp.float32(clip),
         ),
+        replay=ReplayHyperparams(jnp.float32(config.priority_exponent), jnp.float32(config.importance_exponent)),
     )
 
 
@@ -104,27 +124,30 @@ def make_agent(
     config.check_shards(num_shards)
     actor = make_actor(env, network, config, num_shards)
     learner = make_learner(network, config, axis_name)
-    replay = make_uniform_replay(
-        _example(env), capacity=config.replay_capacity // num_shards, batch_size=config.batch_size // num_shards
-    )
+    replay = make_replay(_example(env), config, num_shards, axis_name)
     defaults = hyperparams_of(config)
 
     def init(
         key: jax.Array, env_params: EnvParams = env.params, hyperparams: Hyperparams = defaults, shard: jax.Array | int = 0
     ) -> AgentState:
-        network_key, actor_key, learner_key = (jax.random.fold_in(key, purpose) for purpose in range(3))
+        network_key, actor_key, learner_key = keys_of(key)
         first_env = shard * (config.num_envs // num_shards)
         return AgentState(
             actor=actor.init(actor_key, env_params, hyperparams.actor, first_env),
             learner=learner.init(network_key, hyperparams.learner),
-            replay=replay.init(),
+            replay=replay.init(hyperparams.replay),
             stream=jax.random.fold_in(learner_key, shard),
             clock=Clock(jnp.int32(0)),
         )
 
+    def add(
+        state: AgentState, transitions: Transition, valid: jax.Array | bool = True, priorities: jax.Array | None = None
+    ) -> AgentState:
+        return state.replace(replay=replay.add(state.replay, transitions, valid, priorities))
+
     def act(state: AgentState, active: jax.Array | bool = True) -> tuple[AgentState, Info]:
         actor_state, transitions, valid, info = actor.act(state.actor, state.learner.params)
-        return state.replace(actor=actor_state, replay=replay.add(state.replay, transitions, valid & active)), info
+        return add(state.replace(actor=actor_state), transitions, valid & active), info
 
     def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array, Info]:
         """A batch, the key to learn from it with, and the mean age of its transitions."""
@@ -137,20 +160,23 @@ def make_agent(
 
     def grad(state: AgentState) -> tuple[AgentState, Params, Info]:
         state, sample, key, info = draw(state)
-        grads, _, grad_info = learner.grad(state.learner, sample, key)
-        return state, grads, info | grad_info
+        grads, td_abs, grad_info = learner.grad(state.learner, sample, key)
+        return state.replace(replay=replay.update(state.replay, sample.indices, td_abs)), grads, info | grad_info
 
-    def learn(state: AgentState, correction: Correction | None = None) -> tuple[AgentState, Info]:
+    def learn(
+        state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
+    ) -> tuple[AgentState, Info]:
         state, sample, key, info = draw(state)
-        learner_state, _, learn_info = learner.step(state.learner, sample, key, correction)
-        return state.replace(learner=learner_state), info | learn_info
+        learner_state, td_abs, learn_info = learner.step(state.learner, sample, key, correction)
+        replay_state = replay.update(state.replay, sample.indices, td_abs, active)
+        return state.replace(learner=learner_state, replay=replay_state), info | learn_info
 
     def step(
         state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
     ) -> tuple[AgentState, Info]:
         before = state
         state, act_info = repeat(lambda state: act(state, active), config.acts_per_step)(state)
-        state, learn_info = repeat(lambda state: learn(state, correction), config.updates_per_step)(state)
+        state, learn_info = repeat(lambda state: learn(state, correction, active), config.updates_per_step)(state)
         if active is not True:
             state = _select(jnp.asarray(active), state, before)
         return state, act_info | learn_info
@@ -158,7 +184,7 @@ def make_agent(
     def warm_up(state: AgentState) -> AgentState:
         return repeat(act, config.warm_up_acts)(state)[0]
 
-    return Agent(init, act, grad, learn, step, warm_up)
+    return Agent(init, add, act, grad, learn, step, warm_up)
 
 
 def make_chunk(
@@ -207,12 +233,20 @@ def reduce_info(infos: Info) -> Info:
     return {name: _REDUCTIONS[name](values) for name, values in infos.items()}
 
 
+def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
+    """A driver's complaint of a chunk, by the `finite` [S] of its info; None where nothing is wrong."""
+    broken = [seed for seed, finite in zip(seeds, info["finite"], strict=True) if not finite]
+    if not broken:
+        return None
+    return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
+
+
 def _select(active: jax.Array, new: AgentState, old: AgentState) -> AgentState:
-    """`new` where `active`, else `old`, leaf by leaf; but the stored transitions are new's, into which nothing was written."""
-    storage = new.replay.storage
-    new, old = (state.replace(replay=state.replay.replace(storage=())) for state in (new, old))
+    """`new` where `active`, else `old`, leaf by leaf; but what grows with the memory is new's: nothing was written into it."""
+    large = {name: getattr(new.replay, name) for name in ("storage", "priorities")}
+    new, old = (state.replace(replay=state.replay.replace(**dict.fromkeys(large, ()))) for state in (new, old))
     state = jax.tree.map(lambda x, y: jnp.where(active, x, y), new, old)
-    return state.replace(replay=state.replay.replace(storage=storage))
+    return state.replace(replay=state.replay.replace(**large))
 
 
 def _example(env: Environment) -> Transition:

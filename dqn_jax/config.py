@@ -5,12 +5,15 @@ Not here: anything that needs jax or gymnax (device counts, environments), which
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 MAX_COUNT = 2**31 - 1
 """Largest count an int32 device counter can hold."""
 _MAX_NUMBER = 3.4e38
 """About the largest finite float32, which numbers become on the device."""
+
+ServiceTime: TypeAlias = Literal["constant", "uniform", "exponential", "lognormal"]
+"""Names of `virtual_time.SERVICE_TIMES`."""
 
 
 class InputError(ValueError):
@@ -108,6 +111,12 @@ class AgentConfig:
     """Transitions kept; the oldest go first."""
     learning_starts: int = 1_000
     """Frames of experience gathered before the first update."""
+    replay: Literal["uniform", "prioritised"] = "uniform"
+    """Draw all transitions alike, or in proportion to a power of their last |td| (Schaul et al. 2016)."""
+    priority_exponent: float = 0.6
+    """That power (alpha), if prioritised: 0 draws all alike."""
+    importance_exponent: float = 0.4
+    """Power of the importance weights (beta), if prioritised: 1 undoes the bias of unequal draws, 0 leaves it."""
 
     discount: float = 0.99
     """gamma."""
@@ -149,6 +158,7 @@ class AgentConfig:
         counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity", "learning_starts")
         check_whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
         check_number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
+        check_number("agent.", self, "priority_exponent", "importance_exponent", high=1.0)
         check_number("agent.", self, "target_rate", high=1.0, open_low=True)
         check_number("agent.", self, "rmsprop_decay", high=0.9999, open_low=True)
         check_number("agent.", self, "learning_rate", "optimizer_eps", open_low=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dqn_jax.config import ExperimentConfig
 from dqn_jax.envs import Environment, EnvParams, reset_key
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
@@ -55,6 +56,13 @@ def one_environment(evaluate: Callable[..., Evaluation], seeds: Sequence[int], f
         return jnp.mean(result.returns, axis=1, keepdims=True), jnp.sum(~result.finished, axis=1)
 
     return Evaluator(play, [[column] for _ in seeds], lambda returns: {"eval_return": returns[:, 0]})
+
+
+def evaluator_of(config: ExperimentConfig, env: Environment, network: Network) -> Evaluator:
+    """The evaluator of an experiment whose agents all have the environment it names."""
+    limit = config.max_episode_steps
+    fields = {} if limit is None else {"max_steps_in_episode": limit}
+    return one_environment(make_evaluate(env, network, config.runner.eval_episodes), config.seeds, fields)
 
 
 def make_evaluate(

@@ -1,6 +1,6 @@
 """Epsilon-greedy and the schedules of epsilon. Not here: counting frames, which is the actor's.
 
-Shapes: A actions.
+Shapes: A actions, E environments.
 """
 
 import chex
@@ -38,7 +38,7 @@ def linear_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Arra
       hyperparams: start, end and length of the decay.
 
     Returns:
-      [] float32 epsilon.
+      [] float32 epsilon, or [E] where the hyperparameters have one for each environment.
     """
     fraction = _fraction(frames, hyperparams)
     return hyperparams.epsilon_start + fraction * (hyperparams.epsilon_end - hyperparams.epsilon_start)
@@ -54,7 +54,7 @@ def exponential_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax
       hyperparams: start, end and length of the decay.
 
     Returns:
-      [] float32 epsilon.
+      [] float32 epsilon, or [E] where the hyperparameters have one for each environment.
     """
     ratio = hyperparams.epsilon_end / hyperparams.epsilon_start
     return hyperparams.epsilon_start * ratio ** _fraction(frames, hyperparams)

@@ -38,8 +38,8 @@ class Learner(NamedTuple):
 
     init: Callable[[jax.Array, LearnerHyperparams], LearnerState]
     """(key, hyperparams) -> state, both networks alike."""
-    grad: Callable[[LearnerState, Sample, jax.Array], tuple[Params, jax.Array, Info]]
-    """(state, sample, key) -> (gradients of the mean weighted loss, |td| [B], info). Reads `state`, changes nothing."""
+    grad: Callable[[Any, Sample, jax.Array], tuple[Params, jax.Array, Info]]
+    """(state, sample, key) -> (gradients of the mean weighted loss, |td| [B], info). Reads the state's two networks alone."""
     apply: Callable[..., tuple[LearnerState, Info]]
     """(state, grads, correction=None) -> (state, info): correction, clipping, optimizer, target rule, in that order.
 

@@ -2,6 +2,9 @@
 
 Leading axes are checked here, shards are placed here, and values cross between host and devices here. Not here: what is mapped.
 
+Devices may belong to several processes that run the same program (`runtime.Hosts`). Each process then holds the rows of its
+own devices, and a collective is over all of them.
+
 Shapes: D devices, S lanes of a `vmap`.
 """
 
@@ -24,6 +27,15 @@ def lane_axes(tree: chex.ArrayTree, share_clocks: bool = True) -> Any:
     """`vmap` axes of a state: 0 for each leaf, None for a `Clock`, unless the lanes' clocks differ."""
     clock_axis = None if share_clocks else 0
     return jax.tree.map(lambda x: clock_axis if isinstance(x, Clock) else 0, tree, is_leaf=lambda x: isinstance(x, Clock))
+
+
+def lane(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
+    """One lane of a state whose lanes share their clocks."""
+
+    def pick(x: Any) -> Any:
+        return x if isinstance(x, Clock) else x[index]
+
+    return jax.tree.map(pick, tree, is_leaf=lambda x: isinstance(x, Clock))
 
 
 def stream_key(seed: jax.Array | int, index: jax.Array | np.uint32 | int = 0) -> jax.Array:
@@ -49,7 +61,8 @@ def over(
     Args:
       fn: function of positional arguments.
       axis_name: name that collectives inside `fn` use.
-      devices: one device per row (`pmap`); None maps on one device (`vmap`), the like-for-like reference for a `pmap`.
+      devices: one device per row (`pmap`), those of all processes in the same order in each; None maps on one device
+        (`vmap`), the like-for-like reference for a `pmap`.
       in_axes: as for `jax.vmap`; only with `devices=None`.
       out_axes: as for `jax.vmap`; only with `devices=None`.
       donate: whether the first argument's buffers may be reused; only with `devices`.
@@ -64,9 +77,10 @@ def over(
     if in_axes != 0 or out_axes != 0:
         raise ValueError("in_axes and out_axes are for one device: over devices every leaf has its leading axis")
     mapped = jax.pmap(fn, axis_name=axis_name, devices=devices, donate_argnums=(0,) if donate else ())
+    num_rows = len(own_rows(devices))
 
     def checked(*args: chex.ArrayTree) -> Any:
-        _check_leading_axes(args, len(devices))
+        _check_leading_axes(args, num_rows)
         return mapped(*args)
 
     return checked
@@ -87,19 +101,55 @@ def local_devices(count: int | None) -> list[jax.Device]:
     return devices[:count]
 
 
+def devices_of_all(count: int | None) -> list[jax.Device]:
+    """The first `count` devices of each process, or all of them, process by process; of a single process, `local_devices`.
+
+    Raises:
+      InputError: where a process has fewer, or more than another.
+    """
+    local_devices(count)
+    of_each = [jax.local_devices(process) for process in range(jax.process_count())]
+    numbers = [len(devices) for devices in of_each]
+    if len(set(numbers)) > 1:
+        raise InputError(f"num_devices: the processes have {numbers} device(s): start each with the same number")
+    return [device for devices in of_each for device in devices[:count]]
+
+
+def own_rows(devices: Sequence[jax.Device]) -> np.ndarray:
+    """Which of the devices are this process's: all of them, where it is the only one."""
+    return np.flatnonzero([device.process_index == jax.process_index() for device in devices])
+
+
 def place(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.ArrayTree:
-    """Puts row d of every leaf [D, ...] on device d. Unplaced arguments of a `pmap` would not be donated."""
+    """Puts row d of every leaf [D, ...] on device d. Unplaced arguments of a `pmap` would not be donated.
+
+    Every process gives all the rows and keeps those of its own devices.
+    """
     _check_leading_axes(tree, len(devices))
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), ("rows",)), PartitionSpec("rows")))
+    own = own_rows(devices)
+    if len(own) < len(devices):
+        tree = jax.tree.map(lambda x: x[own], tree)
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices)[own], ("rows",)), PartitionSpec("rows")))
 
 
 def row(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
-    """Row `index` of every leaf [D, ...], from the device that holds it: plain indexing would gather from all of them."""
+    """Own row `index` of every leaf, from the device that holds it: plain indexing would gather from all of them."""
     return jax.tree.map(lambda x: x.addressable_shards[index].data[0], tree)
 
 
+def make_gather(devices: Sequence[jax.Device]) -> Callable[[chex.ArrayTree], chex.ArrayTree]:
+    """Makes the function that brings every row of a mapped tree [D, ...] to the host, those of other processes included.
+
+    All processes must call it at the same point.
+    """
+    if len(own_rows(devices)) == len(devices):
+        return lambda tree: jax.tree.map(np.asarray, tree)
+    gathered = over(lambda tree: jax.lax.all_gather(tree, "rows"), "rows", devices)
+    return lambda tree: jax.tree.map(np.asarray, row(gathered(tree), 0))
+
+
 def check_replicas(tree: chex.ArrayTree) -> None:
-    """Raises TrainingError, naming the leaf, unless every row of every leaf [D, ...] is the same to the last bit."""
+    """Raises TrainingError, naming the leaf, unless every own row of every leaf is the same to the last bit."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         values = np.asarray(leaf)
         rows = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)

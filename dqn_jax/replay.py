@@ -1,18 +1,37 @@
-"""Replay memory: a ring of transitions, sampled uniformly. Not here: n-step returns, which the actor builds before adding.
+"""Replay memory: a ring of transitions, sampled uniformly or by priority.
 
 Boolean observations are stored eight to a byte, every other leaf in its own dtype.
+
+Not here: n-step returns, which the actor builds before adding.
 
 Shapes: N capacity, M transitions added at once, B batch.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 
-from dqn_jax.types import Clock, Sample, Transition
+from dqn_jax import sum_tree
+from dqn_jax.config import AgentConfig
+from dqn_jax.types import Clock, ReplayHyperparams, Sample, Transition
+
+_LEAST_TD = 1e-6
+"""Added to |td|, so that a transition without error is drawn now and then (epsilon in Schaul et al. 2016, section 3.3)."""
+_RANGE = (1e-30, 1e28)
+"""Of a mass in the tree: more than the 0 of an empty slot, and so little that 2^31 of them have a finite sum."""
+
+
+class Priorities(flax.struct.PyTreeNode):
+    """How likely each slot of a prioritised memory is drawn."""
+
+    tree: sum_tree.SumTree
+    """Masses p^alpha, p = |td| + a little; 0 in slots that are empty."""
+    largest: jax.Array
+    """[] float32 largest mass ever set, with which new transitions begin; at first 1."""
+    hyperparams: ReplayHyperparams
 
 
 class ReplayState(flax.struct.PyTreeNode):
@@ -22,17 +41,33 @@ class ReplayState(flax.struct.PyTreeNode):
     """Leaves [N, ...], boolean ones bit-packed to [N, bytes]."""
     added: Clock
     """Transitions ever added; the ring's position and its fill follow from it."""
+    first: jax.Array | None = None
+    """[] int32 slot of the storage where this ring begins; None where the storage is its own."""
+    priorities: Any = ()
+    """Priorities; nothing where sampling is uniform."""
 
 
 class Replay(NamedTuple):
-    """A replay memory as pure functions."""
+    """A replay memory as pure functions. Where `valid` ([] bool) is false they leave every bit as it is."""
 
-    init: Callable[[], ReplayState]
-    """() -> empty memory."""
+    init: Callable[..., ReplayState]
+    """(hyperparams=None) -> empty memory; a prioritised one needs the hyperparams."""
     add: Callable[..., ReplayState]
-    """(state, transitions [M, ...], valid=True) -> state; nothing is written where `valid` ([] bool) is false."""
+    """(state, transitions [M, ...], valid=True, priorities=None) -> state.
+
+    Priorities are |td| [M] where the caller knows it; without them transitions begin with the largest priority seen."""
     sample: Callable[[jax.Array, ReplayState], Sample]
     """(key, state) -> batch. An empty memory has nothing to draw: the agent's warm-up fills it first."""
+    update: Callable[..., ReplayState]
+    """(state, indices [B], |td| [B], valid=True) -> state, with new priorities for the sampled slots."""
+
+
+def make_replay(example: Transition, config: AgentConfig, num_shards: int = 1, axis_name: str | None = None) -> Replay:
+    """The replay that a config asks for, or one of its `num_shards` shards on the mapped axis `axis_name`."""
+    sizes = config.replay_capacity // num_shards, config.batch_size // num_shards
+    if config.replay == "prioritised":
+        return make_prioritised_replay(example, *sizes, axis_name)
+    return make_uniform_replay(example, *sizes)
 
 
 def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> Replay:
@@ -47,16 +82,20 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
       The replay. `add` raises ValueError for a block that does not divide the capacity.
     """
 
-    def init() -> ReplayState:
+    def init(hyperparams: ReplayHyperparams | None = None) -> ReplayState:
+        del hyperparams
         packed = jax.eval_shape(pack, example)
         storage = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), packed)
         return ReplayState(storage=storage, added=Clock(jnp.int32(0)))
 
-    def add(state: ReplayState, transitions: Transition, valid: jax.Array | bool = True) -> ReplayState:
+    def add(
+        state: ReplayState, transitions: Transition, valid: jax.Array | bool = True, priorities: jax.Array | None = None
+    ) -> ReplayState:
+        del priorities
         size = transitions.r_t.shape[0]
         if capacity % size:
             raise ValueError(f"capacity is {capacity}, not a multiple of the {size} transitions added at once: change either")
-        position = state.added.count % capacity
+        position = _slots(state, state.added.count % capacity)
 
         def write(stored: jax.Array, new: jax.Array) -> jax.Array:
             # Writing back what is there costs one block; selecting over the whole memory would cost all of it.
@@ -64,16 +103,87 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
             return jax.lax.dynamic_update_slice_in_dim(stored, jnp.where(valid, new, old), position, axis=0)
 
         storage = jax.tree.map(write, state.storage, jax.vmap(pack)(transitions))
-        return ReplayState(storage=storage, added=Clock(state.added.count + jnp.where(valid, size, 0)))
+        return state.replace(storage=storage, added=Clock(state.added.count + jnp.where(valid, size, 0)))
 
     def sample(key: jax.Array, state: ReplayState) -> Sample:
-        added = state.added.count
-        indices = jax.random.randint(key, (batch_size,), 0, jnp.minimum(added, capacity))
-        packed = jax.tree.map(lambda x: x[indices], state.storage)
-        transitions = jax.vmap(lambda x: unpack(x, example))(packed)
-        return Sample(transitions, indices, weights=jnp.ones(batch_size), age=(added - 1 - indices) % capacity)
+        indices = jax.random.randint(key, (batch_size,), 0, jnp.minimum(state.added.count, capacity))
+        return _read(state, example, capacity, indices)
 
-    return Replay(init, add, sample)
+    def update(state: ReplayState, indices: jax.Array, td_abs: jax.Array, valid: jax.Array | bool = True) -> ReplayState:
+        del indices, td_abs, valid
+        return state
+
+    return Replay(init, add, sample, update)
+
+
+def make_prioritised_replay(example: Transition, capacity: int, batch_size: int, axis_name: str | None = None) -> Replay:
+    """The same ring, sampled in proportion to p_i^alpha, p_i = |td_i| + a little.
+
+    Draws are stratified, one from each B-th of the sum of all masses: the paper's own way, with the same expectation as
+    independent draws and less variance. Importance weights are (N P(i))^-beta over the largest of the batch. beta is constant,
+    as in Horgan et al. (2018); the paper anneals it.
+
+    A |td| that is not finite says nothing about its transition, which keeps the priority it has; a new one then begins with
+    the largest, as without a |td|. Both exponents are read from the state.
+
+    With `axis_name` each device draws its share of the batch from its own shard, N and P(i) being the shard's: equally full
+    shards have the same N P(i) as one memory drawn from evenly. The largest weight is that of the whole batch, on all devices,
+    which takes a collective of one number: with each device's own, the gradients they average would be on different scales.
+
+    Args:
+      example: one transition; only its shapes and dtypes matter.
+      capacity: N, a multiple of every block that is added; it need not be a power of two.
+      batch_size: B.
+      axis_name: mapped axis of the shards; None where the memory is one, or each learns for itself.
+
+    Returns:
+      The replay.
+
+    Source: Schaul et al. (2016), equation 1, section 3.4 and appendix B.2.1.
+    """
+    ring = make_uniform_replay(example, capacity, batch_size)
+
+    def init(hyperparams: ReplayHyperparams | None = None) -> ReplayState:
+        assert hyperparams is not None
+        return ring.init().replace(priorities=Priorities(sum_tree.empty(capacity), jnp.float32(1), hyperparams))
+
+    def add(
+        state: ReplayState, transitions: Transition, valid: jax.Array | bool = True, priorities: jax.Array | None = None
+    ) -> ReplayState:
+        size = transitions.r_t.shape[0]
+        indices = state.added.count % capacity + jnp.arange(size)
+        masses = jnp.full(size, state.priorities.largest)
+        if priorities is not None:
+            known = _masses(priorities, state.priorities.hyperparams)
+            masses = jnp.where(jnp.isfinite(priorities), known, masses)
+        return _prioritise(ring.add(state, transitions, valid), indices, masses, jnp.full(size, valid))
+
+    def sample(key: jax.Array, state: ReplayState) -> Sample:
+        tree = state.priorities.tree
+        total = sum_tree.total(tree)
+        points = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size * total
+        indices, masses = sum_tree.find(tree, points)
+        # In logarithms: the ratio of two masses can overflow, or vanish. N, the same on all shards, cancels.
+        log_weights = -state.priorities.hyperparams.importance_exponent * (jnp.log(masses) - jnp.log(total))
+        largest = jnp.max(log_weights)
+        if axis_name is not None:
+            largest = jax.lax.pmax(largest, axis_name)
+        return _read(state, example, capacity, indices)._replace(weights=jnp.exp(log_weights - largest))
+
+    def update(state: ReplayState, indices: jax.Array, td_abs: jax.Array, valid: jax.Array | bool = True) -> ReplayState:
+        masses = _masses(td_abs, state.priorities.hyperparams)
+        return _prioritise(state, indices, masses, valid & jnp.isfinite(td_abs))
+
+    return Replay(init, add, sample, update)
+
+
+def clear(state: ReplayState) -> ReplayState:
+    """The memory as if nothing had ever been added; what is stored stays until it is overwritten, and is never drawn."""
+    priorities = state.priorities
+    if isinstance(priorities, Priorities):
+        tree = jax.tree.map(jnp.zeros_like, priorities.tree)
+        priorities = priorities.replace(tree=tree, largest=jnp.ones_like(priorities.largest))
+    return state.replace(added=Clock(jnp.zeros_like(state.added.count)), priorities=priorities)
 
 
 def pack(transition: Transition) -> Transition:
@@ -90,3 +200,30 @@ def unpack(packed: Transition, example: Transition) -> Transition:
         return jnp.unpackbits(bits, count=like.size).astype(bool).reshape(like.shape)
 
     return jax.tree.map(restore, packed, example)
+
+
+def _slots(state: ReplayState, positions: jax.Array) -> jax.Array:
+    """Where positions of the ring are in its storage."""
+    return positions if state.first is None else state.first + positions
+
+
+def _read(state: ReplayState, example: Transition, capacity: int, indices: jax.Array) -> Sample:
+    """The batch at `indices`, all weights 1, its transitions with the shapes and dtypes of `example`."""
+    slots = _slots(state, indices)
+    packed = jax.tree.map(lambda x: x[slots], state.storage)
+    transitions = jax.vmap(lambda x: unpack(x, example))(packed)
+    weights = jnp.ones(len(indices))
+    return Sample(transitions, indices, weights, age=(state.added.count - 1 - indices) % capacity)
+
+
+def _masses(td_abs: jax.Array, hyperparams: ReplayHyperparams) -> jax.Array:
+    """(|td| + a little)^alpha: Schaul et al. (2016), equation 1."""
+    return jnp.clip((td_abs + _LEAST_TD) ** hyperparams.priority_exponent, *_RANGE)
+
+
+def _prioritise(state: ReplayState, indices: jax.Array, masses: jax.Array, valid: jax.Array) -> ReplayState:
+    """The state with `masses` [B] in the slots `indices` [B] where `valid` [B], and the largest of them kept in mind."""
+    priorities = state.priorities
+    largest = jnp.max(masses, initial=priorities.largest, where=valid)
+    tree = sum_tree.put(priorities.tree, indices, masses, valid)
+    return state.replace(priorities=priorities.replace(tree=tree, largest=largest))

@@ -50,7 +50,7 @@ class Sample(NamedTuple):
     transitions: Transition
     """Leaves [B, ...]."""
     indices: jax.Array
-    """[B] int32 slots the transitions came from."""
+    """[B] int32 positions in the ring that the transitions came from."""
     weights: jax.Array
     """[B] float32 importance weights, multiplied into the loss before its mean."""
     age: jax.Array
@@ -58,11 +58,13 @@ class Sample(NamedTuple):
 
 
 class ActorHyperparams(NamedTuple):
-    """Numbers of the acting half that a sweep may vary. All [] float32, except the frame count."""
+    """Numbers of the acting half that a sweep may vary. All [] float32, except where it says otherwise."""
 
     discount: jax.Array
     epsilon_start: jax.Array
+    """[], or [E] for an epsilon of each environment."""
     epsilon_end: jax.Array
+    """As epsilon_start."""
     epsilon_decay_frames: jax.Array
     """[] int32."""
     epsilon_first_frame: jax.Array
@@ -78,11 +80,21 @@ class LearnerHyperparams(NamedTuple):
     """Read only where the config clips gradients; else infinite."""
 
 
+class ReplayHyperparams(NamedTuple):
+    """Numbers of a prioritised replay that a sweep may vary. All [] float32; a uniform one carries none of them."""
+
+    priority_exponent: jax.Array
+    """alpha."""
+    importance_exponent: jax.Array
+    """beta."""
+
+
 class Hyperparams(NamedTuple):
-    """Both halves; `Agent.init` takes them, so a sweep is a `vmap` over this record."""
+    """Those of all parts; `Agent.init` takes them, so a sweep is a `vmap` over this record."""
 
     actor: ActorHyperparams
     learner: LearnerHyperparams
+    replay: ReplayHyperparams
 
 
 class Driver(NamedTuple):
@@ -111,3 +123,7 @@ class Driver(NamedTuple):
     """Frames of one seed taken by `init`."""
     devices: tuple[str, ...]
     """Names of the devices it runs on."""
+    lockstep: bool = True
+    """Whether every seed has made the same number of updates; else metrics list them. Read where the unit is frames."""
+    close: Callable[[], None] = lambda: None
+    """Ends what `init` or `step` started outside the state: workers on threads or in other processes."""

@@ -13,7 +13,7 @@ AGENT_COUNTS = (
     *("learning_starts", "n_step", "target_period", "epsilon_decay_frames"),
 )
 RUNNER_COUNTS = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
-SHARES = ("discount", "epsilon_start", "epsilon_end")
+SHARES = ("discount", "epsilon_start", "epsilon_end", "priority_exponent", "importance_exponent")
 POSITIVE_SHARES = ("target_rate", "rmsprop_decay")
 POSITIVE = ("learning_rate", "optimizer_eps", "max_grad_norm")
 

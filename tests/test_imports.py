@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"config", "types"},
-    {"runtime", "presets", "envs", "networks", "td", "exploration", "replay"},
+    {"config", "types", "sum_tree"},
+    {"runtime", "presets", "envs", "networks", "td", "exploration", "replay", "virtual_time"},
     {"actor", "learner"},
     {"agent"},
     {"evaluation", "mapping"},

@@ -1,7 +1,8 @@
 """Data-parallel DQN: one agent's environments, replay and batch divided over devices, its gradients averaged by `lax.pmean`.
 
 Parameters are replicated; each device acts in its own environments and learns from its own replay. Many seeds are mapped
-inside each device. With `seeds_over_devices` each device trains its own seeds and nothing is averaged.
+inside each device. With `seeds_over_devices` each device trains its own seeds and nothing is averaged. The devices may be those
+of several processes: device d's part is that of shard d wherever it is.
 
 Not here: the agent, which does not change; loops over chunks, files, signals (the runner).
 
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from dqn_jax.agent import AgentState, make_agent, make_chunk, reduce_info
+from dqn_jax.agent import AgentState, make_agent, make_chunk, not_finite, reduce_info
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError
 from dqn_jax.envs import Environment, make_env
-from dqn_jax.evaluation import Evaluator, make_evaluate, one_environment
-from dqn_jax.mapping import check_replicas, lane_axes, local_devices, over, place, row, stream_key
+from dqn_jax.evaluation import Evaluator, evaluator_of
+from dqn_jax.mapping import check_replicas, devices_of_all, lane_axes, make_gather, over, own_rows, place, row, stream_key
 from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Driver, Info, Params
 
@@ -42,12 +43,13 @@ def make_data_parallel(
       network: the Q-network.
       config: one whole agent; its sizes are divided by D.
       seeds: one independent run each.
-      devices: D devices.
+      devices: D devices, those of all processes in the same order in each.
       steps_per_chunk: agent steps in one call of the driver's `step`.
       seeds_over_devices: divide the seeds over the devices instead of the agent.
 
     Returns:
-      The driver; its state is an AgentState with leaves [D, L, ...], clocks [D].
+      The driver; its state is an AgentState with leaves [D, L, ...], clocks [D]; in each of several processes, the rows of
+      its own devices. What `step` and `params` return is the same in all.
 
     Raises:
       InputError: where sizes or seeds do not divide over the devices.
@@ -77,13 +79,14 @@ def make_data_parallel(
 
     parallel_start = over(start_lanes, AXIS, devices)
     parallel_chunk = over(chunk_lanes, AXIS, devices, donate=True)
+    every_row = make_gather(devices)
 
     def init() -> AgentState:
         return parallel_start(*place((seed_rows.astype(np.uint32), shards), devices))
 
     def step(state: AgentState) -> tuple[AgentState, Info]:
         state, info = parallel_chunk(state)
-        rows = {name: np.asarray(values) for name, values in info.items()}
+        rows = every_row(info)
         info = {name: values.reshape(-1) for name, values in rows.items()} if seeds_over_devices else reduce_info(rows)
         counts = {"frames": config.frames_per_step, "updates": config.updates_per_step}
         return state, info | {name: np.full(len(seeds), steps_per_chunk * count) for name, count in counts.items()}
@@ -91,24 +94,19 @@ def make_data_parallel(
     def params(state: AgentState) -> Params:
         if not seeds_over_devices:
             return row(state.learner.params, 0)
-        return jax.tree.map(lambda x: jax.device_put(np.concatenate(x), devices[0]), state.learner.params)
+        first = devices[own_rows(devices)[0]]
+        return jax.tree.map(lambda x: jax.device_put(np.concatenate(x), first), every_row(state.learner.params))
 
     def check(state: AgentState) -> None:
         if not seeds_over_devices:
             check_replicas((state.learner.params, state.learner.target_params, state.learner.opt_state))
-
-    def complaint(info: Info) -> str | None:
-        if info["finite"].all():
-            return None
-        broken = np.asarray(seeds)[~info["finite"]].tolist()
-        return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
 
     return Driver(
         init=init,
         step=step,
         params=params,
         check=check,
-        complaint=complaint,
+        complaint=lambda info: not_finite(info, seeds),
         unit="frames",
         initial=config.warm_up_frames,
         per_step=steps_per_chunk * config.frames_per_step,
@@ -130,10 +128,8 @@ def from_config(config: ExperimentConfig) -> tuple[Driver, Evaluator]:
         network,
         config.agent,
         seeds=config.seeds,
-        devices=local_devices(config.num_devices),
+        devices=devices_of_all(config.num_devices),
         steps_per_chunk=config.steps_per_chunk,
         seeds_over_devices=config.seeds_over_devices,
     )
-    limit = config.max_episode_steps
-    fields = {} if limit is None else {"max_steps_in_episode": limit}
-    return driver, one_environment(make_evaluate(env, network, config.runner.eval_episodes), config.seeds, fields)
+    return driver, evaluator_of(config, env, network)

@@ -16,7 +16,8 @@ from dqn_jax.federated.aggregation import Report
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.server import ServerState
 from dqn_jax.federated.transforms import Transform, payload_of
-from dqn_jax.types import Clock, Correction, Info, Params
+from dqn_jax.replay import clear
+from dqn_jax.types import Correction, Info, Params
 
 
 class ClientState(flax.struct.PyTreeNode):
@@ -101,8 +102,7 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
             }[merge.moments]
             agent_state = _with_params(agent_state, params, target_params, opt_state)
         if merge.replay == "clear":
-            cleared = agent_state.replay.replace(added=Clock(jnp.zeros_like(agent_state.replay.added.count)))
-            agent_state = agent.warm_up(agent_state.replace(replay=cleared))
+            agent_state = agent.warm_up(agent_state.replace(replay=clear(agent_state.replay)))
         if merge.epsilon == "restart":
             actor = agent_state.actor
             now = actor.clock.count * agent_config.num_envs

@@ -9,6 +9,7 @@ from dqn_jax.config import (
     AgentConfig,
     NetworkConfig,
     RunnerConfig,
+    ServiceTime,
     check_choices,
     check_number,
     check_whole,
@@ -68,7 +69,7 @@ class FederatedConfig:
     """Participants of a round: exact when fixed, expected for poisson, updates buffered before a merge for buffered."""
     concurrency: int | None = None
     """Clients at work at any time when buffered; None takes as many as there can be."""
-    service_time: Literal["constant", "uniform", "exponential", "lognormal"] = "exponential"
+    service_time: ServiceTime = "exponential"
     """Distribution, with mean 1, of the virtual time a client takes for a round."""
     drop_out: float = 0.0
     """Probability that a participant vanishes after the broadcast: it does nothing and sends nothing."""

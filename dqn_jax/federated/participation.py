@@ -12,14 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.federated.config import FederatedConfig
-
-_SERVICE_TIMES: dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = {
-    "constant": lambda key, shape: jnp.ones(shape),
-    "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=0.5, maxval=1.5),
-    "exponential": jax.random.exponential,
-    # Mean 1 with standard deviation 1 of the logarithm.
-    "lognormal": lambda key, shape: jnp.exp(jax.random.normal(key, shape) - 0.5),
-}
+from dqn_jax.virtual_time import SERVICE_TIMES
 
 
 class Plan(NamedTuple):
@@ -82,7 +75,7 @@ def make_participation(config: FederatedConfig) -> Participation:
             # Only a Poisson draw can be larger than planned for; the surplus goes home.
             chosen &= jnp.cumsum(chosen) <= most
         delivers, steps = _failures(config, keys, chosen)
-        times = _SERVICE_TIMES[config.service_time](time_key, (clients,))
+        times = SERVICE_TIMES[config.service_time](time_key, (clients,))
         # A straggler does less in its time, it does not come home earlier.
         duration = jnp.max(jnp.where(delivers, times, 0.0))
         return state, Plan(chosen, delivers, steps, jnp.zeros(clients, jnp.int32), duration)
@@ -116,7 +109,7 @@ def _buffered(config: FederatedConfig) -> Participation:
     """
     clients, buffer = config.num_clients, config.num_clients_per_round
     assert buffer is not None
-    service_time = _SERVICE_TIMES[config.service_time]
+    service_time = SERVICE_TIMES[config.service_time]
 
     def init(key: jax.Array) -> _Flights:
         choose_key, time_key = jax.random.split(key)

@@ -1,7 +1,9 @@
 """Checkpoints that are whole or not there: written under another name, checksummed, renamed into place, verified when read.
 
-A checkpoint is a directory `step_<frames, or rounds>` with `arrays.npz` (every leaf of the state) and `manifest.json` (what
-the arrays must be, where the run stood, and the config). A damaged one is named and the one before it is used.
+A checkpoint is a directory `step_<frames, or rounds>` with `arrays-<process>.npz` (every leaf of the state, as that process
+has it) and `manifest.json` (what the arrays must be, where the run stood, and the config). A damaged one is named and the one
+before it is used. Of several processes each writes and reads its own arrays, and the first writes the manifest when all are
+done; they take or refuse a checkpoint together.
 
 Not here: when to save.
 """
@@ -21,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import InputError
+from dqn_jax.runner import peers
 
-ARRAYS = "arrays.npz"
+ARRAYS = "arrays-0.npz"
+"""Of the first process."""
 MANIFEST = "manifest.json"
-_MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold")
+_MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold", "patience", "ray_address")
 
 
 class DamagedCheckpoint(Exception):
@@ -52,7 +56,7 @@ class Checkpoint:
             pairs = itertools.zip_longest(self.leaves, expected)
             saved, wanted = next((_words(saved), _words(wanted)) for saved, wanted in pairs if saved != wanted)
             raise InputError(f"{self.path} has {saved} where this program has {wanted}: resume with the version that wrote it")
-        with np.load(self.path / ARRAYS) as arrays:
+        with np.load(self.path / _own_arrays()) as arrays:
             values = [arrays[f"arr_{index}"] for index in range(len(expected))]
         leaves, structure = jax.tree.flatten(template)
         return jax.tree.unflatten(structure, [_to_device(value, like) for value, like in zip(values, leaves, strict=True)])
@@ -76,57 +80,71 @@ def save(
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{done:012d}"
-    if _is_valid(final):
+    if all(peers.gather(_is_valid(final), "checkpoint")):
         return final
-    for leftover in directory.glob(".writing_*"):
-        shutil.rmtree(leftover)
     aside = directory / f".writing_{final.name}"
-    aside.mkdir()
+    if peers.is_first():
+        for leftover in directory.glob(".writing_*"):
+            shutil.rmtree(leftover)
+        aside.mkdir()
+    peers.wait("checkpoint")
     with_paths = jax.tree_util.tree_leaves_with_path(state)
-    with open(aside / ARRAYS, "wb") as file:
+    arrays = aside / _own_arrays()
+    with open(arrays, "wb") as file:
         np.savez(file, *(_to_host(leaf) for _, leaf in with_paths))
         _flush(file)
-    body = {
-        "progress": progress,
-        "config": config,
-        "leaves": [_describe(path, leaf) for path, leaf in with_paths],
-        "arrays_sha256": _sha256((aside / ARRAYS).read_bytes()),
-    }
+    digests = peers.gather(_sha256(arrays.read_bytes()), "checkpoint")
+    if peers.is_first():
+        leaves = [_describe(path, leaf) for path, leaf in with_paths]
+        body = {"progress": progress, "config": config, "leaves": leaves, "arrays_sha256": digests}
+        _publish(aside, final, body)
+        # Later ones are damaged, or the run would have gone on from them: they must not crowd out good ones.
+        for old in [path for path in _numbered(directory) if path <= final][:-keep]:
+            shutil.rmtree(old)
+    peers.wait("checkpoint")
+    return final
+
+
+def _publish(aside: Path, final: Path, body: dict[str, Any]) -> None:
+    """Makes a whole checkpoint of arrays that are on disk."""
     with open(aside / MANIFEST, "w") as file:
         json.dump({"sha256": _sha256(json.dumps(body).encode()), "body": body}, file)
         _flush(file)
     # There is something to remove only when a resumed run passes a damaged checkpoint again.
     shutil.rmtree(final, ignore_errors=True)
     os.rename(aside, final)
-    _flush_directory(directory)
-    # Later ones are damaged, or the run would have gone on from them: they must not crowd out good ones.
-    for old in [path for path in _numbered(directory) if path <= final][:-keep]:
-        shutil.rmtree(old)
-    return final
+    _flush_directory(final.parent)
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, or None where there has never been one, and a sentence about each damaged one.
 
     Raises:
-      InputError: if there are checkpoints and all are damaged.
+      InputError: if there are checkpoints and all are damaged, or one is of another number of processes.
     """
     complaints: list[str] = []
-    for path in reversed(_numbered(directory)):
+    names = peers.gather([path.name for path in _numbered(directory)], "checkpoints")[0]
+    for name in reversed(names):
+        found, complaint = None, None
         try:
-            return read(path), complaints
+            found = read(directory / name)
         except DamagedCheckpoint as damage:
-            complaints.append(str(damage))
+            complaint = str(damage)
+        damaged = [words for words in peers.gather(complaint, "checkpoints") if words is not None]
+        if not damaged:
+            return found, complaints
+        complaints.append(damaged[0])
     if complaints:
         raise InputError(f"no checkpoint in {directory} can be used: {'; '.join(complaints)}")
     return None, complaints
 
 
 def read(path: Path) -> Checkpoint:
-    """Verifies one checkpoint.
+    """Verifies one checkpoint: its manifest and this process's arrays.
 
     Raises:
-      DamagedCheckpoint: if any file is missing or not what was written.
+      DamagedCheckpoint: if a file is missing or not what was written.
+      InputError: if it was written by another number of processes, or another version of this program.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -136,12 +154,18 @@ def read(path: Path) -> Checkpoint:
         raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} cannot be read: {type(error).__name__})") from None
     if not intact:
         raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} is not what was written)")
+    digests, now = body["arrays_sha256"], jax.process_count()
+    if not isinstance(digests, list):
+        raise InputError(f"{path} was written by another version: resume with that one or use a new run directory")
+    if len(digests) != now:
+        raise InputError(f"{path} was written by {len(digests)} process(es), and there are {now}: resume with as many")
+    name = _own_arrays()
     try:
-        arrays = (path / ARRAYS).read_bytes()
+        arrays = (path / name).read_bytes()
     except OSError as error:
-        raise DamagedCheckpoint(f"{path.name} is damaged ({ARRAYS} cannot be read: {type(error).__name__})") from None
-    if _sha256(arrays) != body["arrays_sha256"]:
-        raise DamagedCheckpoint(f"{path.name} is damaged ({ARRAYS} is not what was written)")
+        raise DamagedCheckpoint(f"{path.name} is damaged ({name} cannot be read: {type(error).__name__})") from None
+    if _sha256(arrays) != digests[jax.process_index()]:
+        raise DamagedCheckpoint(f"{path.name} is damaged ({name} is not what was written)")
     return Checkpoint(path, body["progress"], body["config"], body["leaves"])
 
 
@@ -185,6 +209,10 @@ def _to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.device_put(jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like)), like.sharding)
     return jax.device_put(value, like.sharding)
+
+
+def _own_arrays() -> str:
+    return f"arrays-{jax.process_index()}.npz"
 
 
 def _numbered(directory: Path) -> list[Path]:

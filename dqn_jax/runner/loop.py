@@ -19,11 +19,11 @@ from dqn_jax.config import ExperimentConfig, TrainingError
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import evaluation_key
-from dqn_jax.runner import checkpoint
+from dqn_jax.runner import checkpoint, peers
 from dqn_jax.runner.milestones import milestones
 from dqn_jax.runner.plots import draw_run
 from dqn_jax.runner.progress import Display
-from dqn_jax.runner.records import CHECKPOINTS, Records, config_dict, jsonable, read_metrics
+from dqn_jax.runner.records import CHECKPOINTS, config_dict, jsonable, open_records, read_metrics
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
 from dqn_jax.types import Driver, Info
@@ -53,6 +53,9 @@ class _Progress:
 def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> dict[str, Any]:
     """Trains until every seed has had its frames or rounds, and leaves a complete run directory.
 
+    Several processes (`runner.hosts`) run it side by side: all do and decide the same, the first one writes, and each saves its
+    own part of the state.
+
     Args:
       driver: the way of training.
       config: what is being run, where its files go, and how often things happen.
@@ -67,7 +70,11 @@ def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> dict[str, A
       TrainingError: naming the learners, if the driver complains of a chunk, as of parameters that are not finite (that state
         is never saved), or if its own check of its state fails.
     """
-    return _Run(driver, config, evaluator).to_the_end()
+    try:
+        with peers.together():
+            return _Run(driver, config, evaluator).to_the_end()
+    finally:
+        driver.close()
 
 
 class _Run:
@@ -77,11 +84,12 @@ class _Run:
         self.driver, self.config, self.run_dir = driver, config, config.run_dir
         # The number of devices that None stood for: the state is divided over them.
         self.config_dict = config_dict(config) | {"num_devices": len(driver.devices)}
+        peers.check_same(self.config_dict)
         self.checkpoints = self.run_dir / CHECKPOINTS
         self.seeds = np.array(config.seeds)
         self.evaluator = evaluator
         self.complaints: list[str] = []
-        self.records = Records(self.run_dir, config.resume)
+        self.records = open_records(self.run_dir, config.resume)
         self.found = self._find_checkpoint() if config.resume else None
         self.last_saved = self.found.path if self.found else None
         begin = {"done": driver.initial, "frames": [driver.initial_frames] * len(self.seeds), "updates": [0] * len(self.seeds)}
@@ -108,8 +116,8 @@ class _Run:
         with StopRequest() as stop:
             with Display(self.config.budget, self.progress.done, self.driver.unit) as display:
                 self._greet(display)
-                state = self._start()
-                while self.progress.done < self.config.budget and stop.signum is None:
+                state, signum = self._start(), None
+                while self.progress.done < self.config.budget and (signum := _asked(stop)) is None:
                     before = self.progress.done
                     state, info = self._step(state)
                     line = self._line(info)
@@ -121,16 +129,16 @@ class _Run:
                     finished = self.progress.done >= self.config.budget
                     if finished or _crossed(runner.checkpoint_every, before, self.progress.done):
                         self._save(state)
-                if stop.signum is not None and self.progress.done < self.config.budget:
+                if signum is not None:
                     path = self._save(state)
-                    raise Stopped(f"stopped at {self._position()}, saved in {path}: --resume continues", stop.signum)
+                    raise Stopped(f"stopped at {self._position()}, saved in {path}: --resume continues", signum)
             return self._finish(state)
 
     def _start(self) -> Any:
         state = self.driver.init()
         if self.found is not None:
             state = self.found.restore(state)
-        self.records.cut(self.sizes)
+        peers.agreed(lambda: self.records.cut(self.sizes), "run directory")
         self.records.write_config(self.config_dict)
         return state
 
@@ -143,7 +151,8 @@ class _Run:
 
     def _step(self, state: Any) -> tuple[Any, Info]:
         begin = time.perf_counter()
-        state, info = self.driver.step(state)
+        with peers.chunk_limit():
+            state, info = self.driver.step(state)
         info = {name: np.asarray(values) for name, values in info.items()}
         self.seconds = time.perf_counter() - begin
         self.progress.done += self.driver.per_step
@@ -167,7 +176,8 @@ class _Run:
         """
         episodes = info["episodes"]
         counted = ("return_sum", "frames", "updates")
-        shown = {name: info[name] for name in sorted(info) if name not in counted and info[name].ndim == 1}
+        shown = {name: info[name] for name in sorted(info) if name not in counted}
+        shown = {name: values for name, values in shown.items() if values.ndim == 1 or name.endswith("_histogram")}
         return {
             **self._counts(),
             "env_steps": sum(self.progress.frames),
@@ -181,10 +191,10 @@ class _Run:
         }
 
     def _counts(self) -> dict[str, Any]:
-        """Frames and updates: one number where they are what the driver counts in, and so the same for all seeds."""
+        """Frames and updates: one number where they are the same for all seeds."""
         frames, updates = self.progress.frames, self.progress.updates
         if self.driver.unit == "frames":
-            return {"frames": frames[0], "updates": updates[0]}
+            return {"frames": frames[0], "updates": updates[0] if self.driver.lockstep else updates}
         return {self.driver.unit: self.progress.done, "frames": frames, "updates": updates}
 
     def _position(self) -> str:
@@ -228,7 +238,8 @@ class _Run:
         raise TrainingError(f"after {self._position()}, {complaint}; {kept}")
 
     def _save(self, state: Any) -> Path:
-        self.driver.check(state)
+        peers.agreed(lambda: self.driver.check(state), "check before a checkpoint")
+        peers.check_equal(lambda: self.driver.params(state), "parameters")
         self.progress.wall_seconds = self._elapsed()
         progress = dataclasses.asdict(self.progress) | {"sizes": self.records.sizes()}
         keep = self.config.runner.keep_checkpoints
@@ -239,8 +250,11 @@ class _Run:
         return self.elapsed_before + time.perf_counter() - self.started
 
     def _finish(self, state: Any) -> dict[str, Any]:
-        """Plays the final parameters, writes the summary and the plot."""
+        """Plays the final parameters, writes the summary and the plot; the summary is the first process's in all."""
         result, table = self._play(state)
+        return peers.gather(self._summarise(result, table) if peers.is_first() else None, "summary")[0]
+
+    def _summarise(self, result: dict[str, Any], table: np.ndarray) -> dict[str, Any]:
         progress = self.progress
         if not _crossed(self.config.runner.eval_every, progress.done - self.driver.per_step, progress.done):
             self._write_returns(table)
@@ -268,6 +282,11 @@ class _Run:
         self.records.write_summary(summary)
         draw_run(self.run_dir)
         return summary
+
+
+def _asked(stop: StopRequest) -> int | None:
+    """The signal that this process or another was sent: all stop after the same chunk."""
+    return next((signum for signum in peers.gather(stop.signum, "next chunk") if signum is not None), None)
 
 
 def _crossed(period: int, before: int, now: int) -> bool:

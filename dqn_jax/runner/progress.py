@@ -6,12 +6,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dqn_jax.runner import peers
+
 
 class Display:
-    """Shows metrics lines as they come."""
+    """Shows metrics lines as they come; of several processes, in the first."""
 
     def __init__(self, budget: int, done: int, unit: str, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(quiet=not peers.is_first())
         self.budget, self.unit = budget, unit
         self._progress = Progress(
             BarColumn(bar_width=20),

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from dqn_jax.config import InputError
+from dqn_jax.runner import peers
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -119,6 +120,40 @@ class Records:
         aside = self.run_dir / f".{name}"
         aside.write_text(json.dumps(value, indent=2) + "\n")
         os.replace(aside, self.run_dir / name)
+
+
+class ReadOnly(Records):
+    """The records of a process that is not the first of its run: reading is as ever, writing is the first one's."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def sizes(self) -> dict[str, int]:
+        """Nothing: those of the first process are saved."""
+        return {}
+
+    def cut(self, sizes: dict[str, int]) -> None:
+        """Does nothing."""
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def append_returns(self, rows: list[dict[str, Any]]) -> None:
+        """Does nothing."""
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
+def open_records(run_dir: Path, resume: bool) -> Records:
+    """Opens a run directory for all processes of a run: the first writes it, and all must see it.
+
+    Raises:
+      InputError: in all of them, as `Records` does, or where they do not share the directory.
+    """
+    records = peers.agreed(lambda: Records(run_dir, resume) if peers.is_first() else ReadOnly(run_dir), "run directory")
+    peers.check_shared(run_dir)
+    return records
 
 
 def _holds_a_run(run_dir: Path) -> bool:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from laws.common import ENV, NETWORK, STEADY, assert_bitwise, assert_close
 
-from dqn_jax.agent import make_agent
+from dqn_jax.agent import make_agent, repeat
 from dqn_jax.config import ExperimentConfig, InputError, NetworkConfig, RunnerConfig
-from dqn_jax.distributed.data_parallel import from_config, make_data_parallel
-from dqn_jax.mapping import stream_key
+from dqn_jax.distributed.data_parallel import AXIS, from_config, make_data_parallel
+from dqn_jax.mapping import check_replicas, over, stream_key
 
 DEVICES = jax.local_devices()
 
@@ -80,6 +80,20 @@ def test_seeds_over_devices_does_not_average():
     assert not np.array_equal(kernels[0], kernels[1])
     assert info["loss"].shape == (2,)
     parallel.check(state)
+
+
+def test_prioritised_shards_keep_replicas_alike_and_priorities_apart():
+    config = dataclasses.replace(STEADY, replay="prioritised", n_step=1)
+    agent = make_agent(ENV, NETWORK, config, axis_name=AXIS, num_shards=2)
+
+    def train(shard):
+        return repeat(agent.step, 5)(agent.warm_up(agent.init(stream_key(3), shard=shard)))[0]
+
+    state = over(train, AXIS, DEVICES[:2])(np.arange(2))
+    check_replicas(state.learner.params)
+    masses = np.asarray(state.replay.priorities.tree[0])
+    assert masses.shape == (2, 64, 4)
+    assert not np.array_equal(*masses)
 
 
 def test_the_chunk_is_traced_once():

@@ -1,8 +1,10 @@
-"""A small data-parallel or federated run in a process of its own, killed at a named point, for law 8.
+"""A small run in a process of its own, killed at a named point, for law 8: data-parallel, federated or with a server.
 
-python killed_run.py RUN_DIR [POINT [federated]]: resumes what RUN_DIR holds, and runs to its end or to where POINT kills it.
+python killed_run.py RUN_DIR [POINT [KIND]]: resumes what RUN_DIR holds, and runs to its end or to where POINT kills it. As
+hosts, several processes started by the launcher train together and POINT is for process 1.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -10,7 +12,10 @@ from pathlib import Path
 
 from dqn_jax import runtime
 from dqn_jax.config import AgentConfig, ExperimentConfig, NetworkConfig, RunnerConfig
+from dqn_jax.distributed.config import ServerConfig, ServerExperiment
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
+from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.hosts import join, parse_hosts
 
 CHUNKS = 12
 FRAMES_PER_CHUNK = 40
@@ -41,6 +46,15 @@ def config_of(run_dir: Path) -> ExperimentConfig:
         network=NetworkConfig(hidden_sizes=(16,)),
         runner=RunnerConfig(log_every=FRAMES_PER_CHUNK, eval_every=120, checkpoint_every=120, keep_checkpoints=2),
     )
+
+
+def hosts_config_of(run_dir: Path, num_devices: int = 2) -> ExperimentConfig:
+    """The same with steady arithmetic (laws/common.py): its sums are taken in another order than on one process."""
+    config = config_of(run_dir)
+    agent = dataclasses.replace(config.agent, optimizer="sgd", learning_rate=1e-2, epsilon_end=1.0)
+    # Most of the time of these processes is spent starting: none but the last evaluation is compiled.
+    runner = dataclasses.replace(config.runner, eval_every=config.total_frames)
+    return dataclasses.replace(config, num_devices=num_devices, agent=agent, runner=runner)
 
 
 def federated_config_of(run_dir: Path, **changes) -> FederatedExperiment:
@@ -76,6 +90,31 @@ def federated_config_of(run_dir: Path, **changes) -> FederatedExperiment:
     return FederatedExperiment(**(fields | changes))
 
 
+def server_config_of(run_dir: Path, **changes) -> ServerExperiment:
+    """Ten chunks of ten pushes; so many come too late that the two seeds make different numbers of updates."""
+    fields = {
+        "max_episode_steps": 20,
+        "num_devices": 2,
+        "num_seeds": 2,
+        "seed": 3,
+        "total_frames": 224,
+        "run_dir": run_dir,
+        "resume": True,
+        "agent": AgentConfig(
+            num_envs=2,
+            batch_size=4,
+            replay_capacity=32,
+            learning_starts=8,
+            target_period=3,
+            epsilon_decay_frames=60,
+        ),
+        "network": NetworkConfig(hidden_sizes=(16,)),
+        "server": ServerConfig(num_workers=3, lag_limit=1),
+        "runner": RunnerConfig(log_every=20, eval_every=80, checkpoint_every=60, keep_checkpoints=10),
+    }
+    return ServerExperiment(**(fields | changes))
+
+
 def kill() -> None:
     """Ends this process as a power cut would: nothing is flushed, nothing is caught."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -95,7 +134,7 @@ def arm(point: str, driver):
 
     def step(state):
         if due("step"):
-            kill()
+            kill() if kind == "chunk" else os.kill(os.getpid(), signal.SIGTERM)
         return driver.step(state)
 
     def flush(file):
@@ -118,9 +157,13 @@ def arm(point: str, driver):
             kill()
         return original(self, line)
 
-    if kind == "chunk":
+    def forget(self, template):
+        return template
+
+    if kind in ("chunk", "stop"):
         return driver._replace(step=step)
     owner, name, deadly = {
+        "forget": (checkpoint.Checkpoint, "restore", forget),
         "torn_arrays": (checkpoint, "_flush", flush),
         "after_rename": (checkpoint, "_flush_directory", flush_directory),
         "torn_line": (Records, "append_metrics", metrics),
@@ -130,17 +173,24 @@ def arm(point: str, driver):
     return driver
 
 
-def main(run_dir: str, point: str | None = None, kind: str = "data_parallel") -> None:
-    config = federated_config_of(Path(run_dir)) if kind == "federated" else config_of(Path(run_dir))
-    # Federated, as many as the tests start: the compiled programs of one process then serve the other.
-    runtime.setup(4 if kind == "federated" else config.num_devices)
-    from dqn_jax.distributed import data_parallel
+def main() -> None:
+    hosts, (run_dir, *options) = parse_hosts()
+    point = options[0] if options else ""
+    kind = options[1] if len(options) > 1 else "data_parallel"
+    configs = {"federated": federated_config_of, "hosts": hosts_config_of, "server": server_config_of}
+    config = configs.get(kind, config_of)(Path(run_dir))
+    # As many as the tests start: the compiled programs of one process then serve the other.
+    runtime.setup(4 if kind in ("federated", "server") else config.num_devices)
+    join(hosts)
+    from dqn_jax.distributed import data_parallel, parameter_server
     from dqn_jax.federated import driver as federated
     from dqn_jax.runner.loop import run
 
-    driver, evaluator = (federated if kind == "federated" else data_parallel).from_config(config)
-    run(driver if point is None else arm(point, driver), config, evaluator)
+    drivers = {"federated": federated, "server": parameter_server}
+    driver, evaluator = drivers.get(kind, data_parallel).from_config(config)
+    armed = point != "" and (hosts is None or hosts.process_id == 1)
+    run(arm(point, driver) if armed else driver, config, evaluator)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(exit_code_of(main))

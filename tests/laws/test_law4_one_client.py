@@ -64,6 +64,12 @@ def test_choices_that_are_nothing_for_one_client(adam, options):
     assert_close(client(state, 0, shared_clocks=not own_clocks), adam)
 
 
+def test_with_prioritised_replay():
+    config = dataclasses.replace(PLAIN, replay="prioritised", n_step=1)
+    state, _ = train(config, one(local_steps=4), 2)
+    assert_close(client(state, 0), alone(config, 8))
+
+
 def differs(state, expected, part):
     with pytest.raises(AssertionError):
         assert_close(part(client(state, 0)), part(expected))

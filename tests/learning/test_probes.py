@@ -73,6 +73,7 @@ WAYS = {
     "rmsprop": {"optimizer": "rmsprop", "optimizer_eps": 1e-2},
     "sgd": {"optimizer": "sgd", "learning_rate": 0.05, "max_grad_norm": 10.0},
     "exponential": {"epsilon_schedule": "exponential"},
+    "prioritised": {"replay": "prioritised"},
 }
 
 

@@ -1,0 +1,237 @@
+"""Actors that explore and a learner that learns from what they send (Horgan et al. 2018): the halves of the one agent, apart.
+
+An asynchronous actor sends blocks of transitions and goes on at once with the newest parameters there are; the learner makes
+as many updates for each block as the agent makes for its frames, so the ratio of samples to inserts is the agent's.
+Synchronously, everybody waits for everybody after each agent step, and together they are the plain agent.
+
+Not here: what actors do (`actors`), and where (`engines`).
+
+Shapes: N actors, E environments in a block, T environment steps in a block, D devices of the learner.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, repeat
+from dqn_jax.distributed import host_envs
+from dqn_jax.distributed.actors import Block, make_env_of, side_by_side
+from dqn_jax.distributed.config import ActorLearnerExperiment
+from dqn_jax.distributed.engines.crew import Crew
+from dqn_jax.distributed.engines.post import Engine, Lost, Report
+from dqn_jax.distributed.roles import lag_info
+from dqn_jax.envs import Environment
+from dqn_jax.evaluation import Evaluator, evaluator_of
+from dqn_jax.mapping import check_replicas, local_devices, over, place, row, stream_key
+from dqn_jax.networks import make_network
+from dqn_jax.types import Driver, Info
+
+AXIS = "devices"
+"""Name of the axis that gradients are averaged over."""
+
+
+class HubState(flax.struct.PyTreeNode):
+    """What is saved of a run. Actors are not: after a restart they begin new lives."""
+
+    agent: AgentState
+    """The learner and its replay, leaves [D, ...]; it has no actor."""
+    lives: jax.Array
+    """[N] int32 lives that each actor has had."""
+    frames: jax.Array
+    """[N] int32 frames that each actor has taken."""
+
+
+class LearnerSide(NamedTuple):
+    """The learner and its replay over D devices, as functions of an AgentState without an actor, leaves [D, ...]."""
+
+    init: Callable[[], AgentState]
+    """() -> state."""
+    absorb: Callable[[AgentState, Block, bool], AgentState]
+    """(state, block, learn): stores a block, its environments divided over the devices; then, if told to, learns."""
+    diagnose: Callable[[AgentState], Info]
+    """`agent.diagnose`, means over the devices."""
+
+
+def make_learner_side(config: ActorLearnerExperiment, env: Environment, devices: list[jax.Device]) -> LearnerSide:
+    """Builds the learner's side: the same code as data-parallel training, fed by blocks.
+
+    Raises:
+      InputError: where sizes do not divide over the devices.
+    """
+    num_devices = len(devices)
+    network = make_network(config.network, env.obs_shape, env.num_actions)
+    agent = make_agent(env, network, config.agent, axis_name=AXIS, num_shards=num_devices)
+    config.check_blocks(num_devices)
+
+    def start(shard: jax.Array) -> AgentState:
+        return agent.init(stream_key(config.seed), shard=shard).replace(actor=())
+
+    def store(state: AgentState, block: Block) -> AgentState:
+        def add(state: AgentState, moment: Block) -> tuple[AgentState, None]:
+            return agent.add(state, *moment), None
+
+        return jax.lax.scan(add, state, block)[0]
+
+    def store_and_learn(state: AgentState, block: Block) -> AgentState:
+        return repeat(agent.learn, config.updates_per_block)(store(state, block))[0]
+
+    starts = over(start, AXIS, devices)
+    storing = over(store, AXIS, devices, donate=True)
+    learning = over(store_and_learn, AXIS, devices, donate=True)
+    diagnosing = over(lambda state: diagnose(agent, state), AXIS, devices)
+
+    def absorb(state: AgentState, block: Block, learn: bool) -> AgentState:
+        def split(x: Any) -> np.ndarray:
+            """[T, E, ...] as [D, T, E / D, ...]."""
+            x = np.asarray(x)
+            return np.moveaxis(x.reshape(len(x), num_devices, -1, *x.shape[2:]), 1, 0)
+
+        rows = Block(
+            transitions=jax.tree.map(split, block.transitions),
+            valid=np.tile(np.asarray(block.valid), (num_devices, 1)),
+            priorities=None if block.priorities is None else split(block.priorities),
+        )
+        return jax.block_until_ready((learning if learn else storing)(state, place(rows, devices)))
+
+    def look(state: AgentState) -> Info:
+        return reduce_info({name: np.asarray(values) for name, values in diagnosing(state).items()})
+
+    return LearnerSide(lambda: starts(place(np.arange(num_devices, dtype=np.int32), devices)), absorb, look)
+
+
+def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver, Evaluator]:
+    """The driver of a whole experiment, and its greedy evaluation: what `runner.run` takes.
+
+    Args:
+      config: the experiment; its budget counts the frames of all actors.
+      engine: the actors, with `make_job(config)` as their job.
+
+    Raises:
+      InputError: for an environment, a number of devices or sizes that cannot be used.
+    """
+    env = make_env_of(config)
+    devices = local_devices(config.num_devices)
+    hub = _Hub(config, engine, make_learner_side(config, env, devices))
+    driver = Driver(
+        init=hub.init,
+        step=hub.step,
+        params=lambda state: jax.tree.map(lambda x: x[None], row(state.agent.learner.params, 0)),
+        check=lambda state: check_replicas(state.agent.learner),
+        complaint=lambda info: not_finite(info, config.seeds),
+        unit="frames",
+        initial=config.initial_frames,
+        per_step=config.frames_per_chunk,
+        initial_frames=config.initial_frames,
+        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+        lockstep=False,
+        close=engine.close,
+    )
+    if host_envs.is_host(config.env):
+        return driver, host_envs.make_evaluator(config)
+    return driver, evaluator_of(config, env, make_network(config.network, env.obs_shape, env.num_actions))
+
+
+class _Hub:
+    """The learner's side of a run in this process. Between chunks asynchronous actors go on acting."""
+
+    def __init__(self, config: ActorLearnerExperiment, engine: Engine, side: LearnerSide) -> None:
+        self.config, self.engine, self.side = config, engine, side
+        self.crew: Crew | None = None
+
+    def init(self) -> HubState:
+        nothing = jnp.zeros(self.config.actors.num_actors, jnp.int32)
+        return HubState(agent=self.side.init(), lives=nothing, frames=nothing)
+
+    def step(self, state: HubState) -> tuple[HubState, Info]:
+        """Learns from a chunk's blocks."""
+        config = self.config
+        counts = self.crew.counts() if self.crew else {}
+        agent = state.agent if self.crew else self._begin(state)
+        assert self.crew is not None
+        crew, before = self.crew, self.version
+        infos: list[Info] = []
+        lags: list[int] = []
+        late = 0
+        for _ in range(config.blocks_per_chunk):
+            block, lag, info = self._next_block()
+            lags.append(lag)
+            infos.append(info)
+            if config.actors.lag_limit is not None and lag > config.actors.lag_limit:
+                late += 1
+                continue
+            agent = self._learn(agent, block)
+        updates = self.version - before
+        diagnosis = self.side.diagnose(agent)
+        stored = (config.blocks_per_chunk - late) * config.frames_per_block
+        info = {
+            **diagnosis,
+            **reduce_info({name: np.stack([info[name] for info in infos]) for name in infos[0]}),
+            **lag_info(np.array(lags), crew.size * config.updates_per_block),
+            **{name: count - counts.get(name, 0) for name, count in crew.counts().items()},
+            # Of all actors: the last one's alone says little.
+            "epsilon": np.nanmean(self.epsilons),
+            "dropped": late,
+            "samples_per_insert": updates * config.agent.batch_size / stored if stored else 0.0,
+            "frames": config.frames_per_chunk,
+            "updates": updates,
+        }
+        state = HubState(agent, *(jnp.array(x, jnp.int32) for x in (crew.lives, crew.frames)))
+        return state, {name: np.asarray(value)[None] for name, value in info.items()}
+
+    def _begin(self, state: HubState) -> AgentState:
+        """Gives actors new lives, and an empty replay its first transitions."""
+        agent = state.agent
+        self.crew = Crew(self.engine, np.array(state.lives), np.array(state.frames), self.config.patience)
+        self.version = int(row(agent.learner.updates.count, 0))
+        # The version that each actor has.
+        self.has = np.full(self.crew.size, -1)
+        self.epsilons = np.full(self.crew.size, np.nan)
+        self._publish(agent)
+        if not state.frames.any():
+            for _ in range(self.config.warm_up_blocks):
+                block, _, _ = self._next_block()
+                agent = self.side.absorb(agent, block, False)
+        return agent
+
+    def _learn(self, agent: AgentState, block: Block) -> AgentState:
+        agent = self.side.absorb(agent, block, True)
+        self.version += self.config.updates_per_block
+        if self.version - self.published >= self.config.actors.publish_period:
+            self._publish(agent)
+        return agent
+
+    def _publish(self, agent: AgentState) -> None:
+        self.published, self.params = self.version, row(agent.learner.params, 0)
+
+    def _next_block(self) -> tuple[Block, int, Info]:
+        """(block, its lag in versions, info): the next one that arrives, or one made of everybody's."""
+        assert self.crew is not None
+        synchronous = self.config.actors.mode == "synchronous"
+        for actor in np.flatnonzero(~self.crew.at_work).tolist():
+            self._send(actor)
+        reports: dict[int, Report] = {}
+        while len(reports) < (self.crew.size if synchronous else 1):
+            news = self.crew.receive()
+            if isinstance(news, Lost):
+                self.has[news.worker] = -1
+                self._send(news.worker)
+                continue
+            reports[news.worker] = news
+            self.epsilons[news.worker] = news.info["epsilon"]
+            self.crew.frames[news.worker] += self.config.frames_per_block // len(self.has if synchronous else reports)
+            if not synchronous:
+                # Before the learner learns: nobody waits for it.
+                self._send(news.worker)
+        ordered = [reports[actor] for actor in sorted(reports)]
+        infos = reduce_info({name: np.stack([report.info[name] for report in ordered]) for name in ordered[0].info})
+        return side_by_side([report.payload for report in ordered]), self.version - ordered[0].version, infos
+
+    def _send(self, actor: int) -> None:
+        assert self.crew is not None
+        news = self.params if self.has[actor] < self.published else None
+        self.has[actor] = self.published
+        self.crew.send(actor, self.published, news)

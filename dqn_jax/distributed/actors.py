@@ -1,0 +1,126 @@
+"""Actors: what each explores with, the blocks of transitions it sends, and how they become one.
+
+Not here: where actors run (`engines`), environments of the host (`host_envs`), learning (`actor_learner`).
+
+Shapes: N actors, E environments of an actor, T environment steps in a block.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.actor import ActorState, make_actor
+from dqn_jax.agent import hyperparams_of, keys_of, reduce_info
+from dqn_jax.distributed import host_envs
+from dqn_jax.distributed.config import ActorLearnerExperiment
+from dqn_jax.distributed.engines.post import Job, Order
+from dqn_jax.distributed.roles import Copy
+from dqn_jax.envs import Environment, make_env
+from dqn_jax.learner import make_learner
+from dqn_jax.mapping import stream_key
+from dqn_jax.networks import make_network
+from dqn_jax.types import ActorHyperparams, Info, Params, Sample, Transition
+
+_LADDER_BASE, _LADDER_STEP = 0.4, 7.0
+
+
+class Block(NamedTuple):
+    """What an actor sends."""
+
+    transitions: Transition
+    """Leaves [T, E, ...]."""
+    valid: Any
+    """[T] bool."""
+    priorities: Any
+    """[T, E] |td| by the actor's own parameters; None where the replay has no priorities."""
+
+
+class Moment(NamedTuple):
+    """What environments gave when they were stepped once; in a block, leaves [T, ...]."""
+
+    transitions: Transition
+    """Leaves [E, ...]."""
+    valid: jax.Array
+    """[] bool."""
+    info: Info
+    """Of `Actor.act`."""
+
+
+def epsilon_ladder(num_actors: int) -> np.ndarray:
+    """[N] epsilon of each actor: 0.4^(1 + 7 i / (N - 1)), a single one being the first (Horgan et al. 2018, section 4)."""
+    return _LADDER_BASE ** (1.0 + _LADDER_STEP * np.arange(num_actors) / max(1, num_actors - 1))
+
+
+def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -> ActorHyperparams:
+    """Of one actor that has taken `frames` frames in earlier lives."""
+    numbers = hyperparams_of(config.agent).actor
+    if config.actors.exploration == "ladder":
+        epsilon = jnp.float32(epsilon_ladder(config.actors.num_actors)[actor])
+        return numbers._replace(epsilon_start=epsilon, epsilon_end=epsilon)
+    return numbers._replace(epsilon_first_frame=jnp.int32(-frames * config.actors.num_actors))
+
+
+def make_env_of(config: ActorLearnerExperiment) -> Environment:
+    """The environment of an experiment; one of the host can only be described here."""
+    if host_envs.is_host(config.env):
+        return host_envs.describe(config.env, config.max_episode_steps)
+    return make_env(config.env, config.max_episode_steps)
+
+
+def make_job(config: ActorLearnerExperiment) -> Job:
+    """What an actor does, for any engine."""
+    env = make_env_of(config)
+    network = make_network(config.network, env.obs_shape, env.num_actions)
+    actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors)
+    learner = make_learner(network, config.agent)
+    _, actor_key, _ = keys_of(stream_key(config.seed))
+
+    @jax.jit
+    def init(stream: jax.Array, numbers: ActorHyperparams) -> ActorState:
+        return actor.init(actor_key, env.params, numbers, first_env=stream * config.envs_per_actor)
+
+    def step(state: ActorState, params: Params) -> tuple[ActorState, Moment]:
+        state, transitions, valid, info = actor.act(state, params)
+        return state, Moment(transitions, jnp.asarray(valid), info)
+
+    @jax.jit
+    def play(state: ActorState, params: Params) -> tuple[ActorState, Moment]:
+        return jax.lax.scan(lambda state, _: step(state, params), state, length=config.acts_per_block)
+
+    @jax.jit
+    def priorities(transitions: Transition, params: Params) -> jax.Array:
+        def td_abs(transitions: Transition) -> jax.Array:
+            ones = jnp.ones_like(transitions.r_t)
+            sample = Sample(transitions, indices=ones, weights=ones, age=ones)
+            # The compiler leaves out the gradient, which nobody reads.
+            return learner.grad(Copy(params, params), sample, jax.random.key(0))[1]
+
+        return jax.vmap(td_abs)(transitions)
+
+    host = host_envs.make_actor(config, actor) if host_envs.is_host(config.env) else None
+
+    def begin(order: Order) -> tuple[Any, Params]:
+        numbers = actor_hyperparams(config, order.stream % config.actors.num_actors, order.frames)
+        state = init(jnp.int32(order.stream), numbers)
+        return state if host is None else host.begin(state, order.stream), order.params
+
+    def work(state: tuple[Any, Params], order: Order) -> tuple[tuple[Any, Params], Block, Info]:
+        actor_state, params = state
+        params = params if order.params is None else order.params
+        actor_state, (transitions, valid, infos) = (play if host is None else host.play)(actor_state, params)
+        known = priorities(transitions, params) if config.agent.replay == "prioritised" else None
+        return (actor_state, params), Block(transitions, valid, known), reduce_info(infos)
+
+    return Job(begin, work)
+
+
+def side_by_side(blocks: list[Block]) -> Block:
+    """Blocks of several actors as one, environments in the actors' order; a moment is valid if it is for all."""
+    if len(blocks) == 1:
+        return blocks[0]
+    transitions, priorities = jax.tree.map(
+        lambda *parts: np.concatenate(parts, axis=1), *((block.transitions, block.priorities) for block in blocks)
+    )
+    return Block(transitions, np.logical_and.reduce([block.valid for block in blocks]), priorities)

@@ -1,0 +1,300 @@
+"""A parameter server and its workers as one deterministic program: lag is not set, it emerges in virtual time.
+
+Each worker takes a random time for what it does between two pushes. An event of the scan is the next arrival: the worker's
+push, taken with parameters as old as its last pull, is applied by the server. Behind a barrier a round is one event, and
+workers are lanes of a `vmap`. Repetitions run one after the other on a device, so that an event indexes one worker and
+writes one worker back: mapped, every write would be a scatter.
+
+Not here: what a worker does, and what becomes of a push (`roles`); workers that are real (`server_on_workers`).
+
+Shapes: W workers, N replay capacity of each, D devices, L repetitions on a device, S in all.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.agent import AgentState, not_finite, reduce_info
+from dqn_jax.config import AgentConfig, InputError
+from dqn_jax.distributed.config import ServerConfig, ServerExperiment
+from dqn_jax.distributed.roles import KEPT, Server, Worker, lag_info, make_server, make_worker, may_start, pulls
+from dqn_jax.envs import Environment, make_env
+from dqn_jax.evaluation import Evaluator, evaluator_of
+from dqn_jax.learner import LearnerState
+from dqn_jax.mapping import PLANS, lane, lane_axes, local_devices, over, place, stream_key
+from dqn_jax.networks import Network, make_network
+from dqn_jax.replay import ReplayState
+from dqn_jax.types import Clock, Driver, Info, Params
+from dqn_jax.virtual_time import SERVICE_TIMES
+
+
+class ServerState(flax.struct.PyTreeNode):
+    """A server, its workers, and when they will be done."""
+
+    server: LearnerState
+    workers: AgentState
+    """Leaves [W, ...]. A shared replay is one; of local ones, the storage of workers that arrive one by one is [W N, ...]."""
+    pulled: jax.Array
+    """[W] int32 version of each worker's parameters."""
+    pushes: jax.Array
+    """[W] int32 pushes of each worker so far."""
+    waiting: jax.Array
+    """[W] bool, whether a worker has pushed and may not go on yet."""
+    remaining: jax.Array
+    """[W] float32 virtual time from now until each worker's next push."""
+    plans: jax.Array
+    """[] key that service times are drawn from."""
+
+
+class Model(NamedTuple):
+    """The server and its workers as pure functions."""
+
+    init: Callable[[jax.Array], ServerState]
+    """seed -> state."""
+    event: Callable[[ServerState], tuple[ServerState, Info]]
+    """state -> (state, info): the arrival of one push, or behind a barrier of all.
+
+    The info has leaves [], but `lags` and whether pushes were `applied` as [1], or [W]."""
+    first_worker: Callable[[ServerState], AgentState]
+    """state -> worker number 0."""
+
+
+def make_model(worker: Worker, server: Server, config: ServerConfig, capacity: int) -> Model:
+    """Builds the model.
+
+    Args:
+      worker: what a worker does.
+      server: what becomes of a push.
+      config: how many workers, and who waits for whom.
+      capacity: N.
+
+    Returns:
+      The model.
+    """
+    num_workers = config.num_workers
+    everybody = jnp.arange(num_workers)
+    local, barrier = config.replay == "local", config.mode == "barrier"
+    side_by_side = barrier and local
+
+    def init(seed: jax.Array) -> ServerState:
+        state = server.init(seed)
+
+        def start(number: jax.Array) -> AgentState:
+            return worker.init(seed, number, state)
+
+        if local:
+            axes = lane_axes(jax.eval_shape(start, 0), share_clocks=barrier)
+            workers = jax.vmap(start, out_axes=axes)(everybody)
+            if not barrier:
+                flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), workers.replay.storage)
+                workers = workers.replace(replay=workers.replay.replace(storage=flat))
+        else:
+
+            def start_next(replay: ReplayState, number: jax.Array) -> tuple[ReplayState, AgentState]:
+                one = worker.init(seed, number, state, replay)
+                return one.replay, one.replace(replay=())
+
+            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(start, 0).replay)
+            replay, workers = jax.lax.scan(start_next, empty, everybody)
+            workers = workers.replace(replay=replay)
+        plans = stream_key(seed, PLANS)
+        nothing = jnp.zeros(num_workers, jnp.int32)
+        return ServerState(
+            server=state,
+            workers=workers,
+            pulled=nothing,
+            pushes=nothing,
+            waiting=nothing > 0,
+            remaining=service_times(plans, nothing),
+            plans=plans,
+        )
+
+    def service_times(plans: jax.Array, pushes: jax.Array) -> jax.Array:
+        """[W] time that each worker takes for its next push; a push's does not depend on what others do."""
+        draw = SERVICE_TIMES[config.service_time]
+        return jax.vmap(lambda w, push: draw(jax.random.fold_in(jax.random.fold_in(plans, w), push), ()))(everybody, pushes)
+
+    def take(workers: AgentState, w: jax.Array) -> AgentState:
+        """Worker w alone. A local replay is not copied, but seen through."""
+        replay = workers.replay
+        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, w, keepdims=False), workers.replace(replay=()))
+        if local:
+            replay = replay.replace(added=Clock(replay.added.count[w]), first=w * capacity)
+        return one.replace(replay=replay)
+
+    def put(workers: AgentState, w: jax.Array, one: AgentState) -> AgentState:
+        replay = one.replay
+        if local:
+            added = workers.replay.added.count.at[w].set(replay.added.count)
+            replay = replay.replace(added=Clock(added), first=None)
+        pairs = (workers.replace(replay=()), one.replace(replay=()))
+        rest = jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, w, 0), *pairs)
+        return rest.replace(replay=replay)
+
+    def arrival(state: ServerState) -> tuple[ServerState, Info]:
+        w = jnp.argmin(jnp.where(state.waiting, jnp.inf, state.remaining))
+        one, push, info = worker.work(take(state.workers, w))
+        lag = state.server.updates.count - state.pulled[w]
+        after, applied = server.apply(state.server, push, lag)
+        pushes = state.pushes.at[w].add(1)
+        waiting = state.waiting.at[w].set(True)
+        starts = may_start(config, pushes, waiting)
+        due = starts & pulls(config, pushes)
+        if config.mode == "asynchronous":
+            workers = put(state.workers, w, worker.pull(one, after, due[w]))
+        else:
+            workers = worker.pull(put(state.workers, w, one), after, due)
+        duration = state.remaining[w]
+        times = service_times(state.plans, pushes)
+        state = state.replace(
+            server=after,
+            workers=workers,
+            pulled=jnp.where(due, after.updates.count, state.pulled),
+            pushes=pushes,
+            waiting=waiting & ~starts,
+            remaining=jnp.where(starts, times, state.remaining - duration),
+        )
+        return state, info | {"lags": lag[None], "applied": applied[None], "duration": duration}
+
+    def all_at_once(state: ServerState) -> tuple[ServerState, Info]:
+        if side_by_side:
+            axes = lane_axes(state.workers)
+            workers, stacked, infos = jax.vmap(worker.work, in_axes=(axes,), out_axes=(axes, 0, 0))(state.workers)
+        else:
+
+            def next_one(workers: AgentState, w: jax.Array) -> tuple[AgentState, tuple[Params, Info]]:
+                one, push, info = worker.work(take(workers, w))
+                return put(workers, w, one), (push, info)
+
+            workers, (stacked, infos) = jax.lax.scan(next_one, state.workers, everybody)
+        lags = state.server.updates.count - state.pulled
+        after, applied = server.apply(state.server, jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked))
+        pushes = state.pushes + 1
+        due = pulls(config, pushes)
+        state = state.replace(
+            server=after,
+            workers=worker.pull(workers, after, due),
+            pulled=jnp.where(due, after.updates.count, state.pulled),
+            pushes=pushes,
+            remaining=service_times(state.plans, pushes),
+        )
+        together = reduce_info(infos) | {"lags": lags, "applied": jnp.broadcast_to(applied, num_workers)}
+        return state, together | {"duration": jnp.max(service_times(state.plans, pushes - 1))}
+
+    def first_worker(state: ServerState) -> AgentState:
+        return lane(state.workers, 0) if side_by_side else take(state.workers, jnp.int32(0))
+
+    return Model(init, all_at_once if barrier else arrival, first_worker)
+
+
+def make_parameter_server(
+    env: Environment,
+    network: Network,
+    agent_config: AgentConfig,
+    config: ServerConfig,
+    *,
+    seeds: Sequence[int],
+    devices: Sequence[jax.Device],
+    pushes_per_chunk: int,
+) -> Driver:
+    """Builds the driver.
+
+    Args:
+      env: the environment.
+      network: the Q-network.
+      agent_config: the agent of each worker.
+      config: the server and its workers.
+      seeds: S, one for each repetition.
+      devices: D devices, which divide the repetitions.
+      pushes_per_chunk: pushes of all workers in one call of the driver's `step`; behind a barrier a multiple of W.
+
+    Returns:
+      The driver; its state is a ServerState with leaves [D, L, ...].
+
+    Raises:
+      InputError: where repetitions do not divide over the devices.
+    """
+    num_devices, num_workers = len(devices), config.num_workers
+    if len(seeds) % num_devices:
+        raise InputError(
+            f"num_seeds is {len(seeds)}, which does not divide over {num_devices} devices: make it a multiple of them"
+        )
+    worker = make_worker(env, network, agent_config, config)
+    server = make_server(network, agent_config, config)
+    model = make_model(worker, server, config, agent_config.replay_capacity)
+    num_events = pushes_per_chunk // num_workers if config.mode == "barrier" else pushes_per_chunk
+
+    def chunk(state: ServerState) -> tuple[ServerState, Info]:
+        before = state.server.updates.count
+        state, infos = jax.lax.scan(lambda state, _: model.event(state), state, length=num_events)
+        diagnosis = worker.diagnose(model.first_worker(state), state.server)
+        return state, {
+            **diagnosis,
+            **reduce_info({name: infos[name] for name in KEPT}),
+            **lag_info(infos["lags"].reshape(-1), num_workers),
+            "dropped": jnp.sum(~infos["applied"]),
+            "virtual_time": jnp.sum(infos["duration"]),
+            "updates": state.server.updates.count - before,
+            "finite": diagnosis["finite"] & jnp.all(jnp.isfinite(infos["loss"])),
+        }
+
+    starts = over(lambda seeds: jax.lax.map(model.init, seeds), devices=devices)
+    chunks = over(lambda states: jax.lax.map(chunk, states), devices=devices, donate=True)
+
+    def init() -> ServerState:
+        return starts(place(np.reshape(seeds, (num_devices, -1)).astype(np.uint32), devices))
+
+    def to_host(leaf: Any) -> np.ndarray:
+        """[D, L, ...] as [S, ...]."""
+        return np.asarray(leaf).reshape(len(seeds), *leaf.shape[2:])
+
+    frames = config.local_steps * agent_config.frames_per_step * pushes_per_chunk
+    warm_up = num_workers * agent_config.warm_up_frames
+
+    def step(state: ServerState) -> tuple[ServerState, Info]:
+        state, info = chunks(state)
+        return state, {name: to_host(values) for name, values in info.items()} | {"frames": np.full(len(seeds), frames)}
+
+    def params(state: ServerState) -> Params:
+        return jax.tree.map(to_host, state.server.params)
+
+    return Driver(
+        init=init,
+        step=step,
+        params=params,
+        check=lambda state: None,
+        complaint=lambda info: not_finite(info, seeds),
+        unit="frames",
+        initial=warm_up,
+        per_step=frames,
+        initial_frames=warm_up,
+        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+        lockstep=False,
+    )
+
+
+def from_config(config: ServerExperiment) -> tuple[Driver, Evaluator]:
+    """The driver of a whole experiment on backend "device", and its greedy evaluation: what `runner.run` takes.
+
+    Raises:
+      InputError: for an environment, a number of devices or sizes that cannot be used.
+    """
+    env = make_env(config.env, config.max_episode_steps)
+    network = make_network(config.network, env.obs_shape, env.num_actions)
+    devices = local_devices(config.num_devices)
+    if config.num_devices is None:
+        devices = devices[: max(n for n in range(1, len(devices) + 1) if config.num_seeds % n == 0)]
+    driver = make_parameter_server(
+        env,
+        network,
+        config.agent,
+        config.server,
+        seeds=config.seeds,
+        devices=devices,
+        pushes_per_chunk=config.pushes_per_chunk,
+    )
+    return driver, evaluator_of(config, env, network)

@@ -1,0 +1,56 @@
+"""Whole experiments with a parameter server, or with actors and a learner, by name. Not here: how they are trained."""
+
+import dataclasses
+from pathlib import Path
+
+from dqn_jax.config import AgentConfig, NetworkConfig, RunnerConfig
+from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
+from dqn_jax.presets import QUICKSTART
+
+CLASSIC_SERVER = ServerExperiment(
+    max_episode_steps=200,
+    num_seeds=1,
+    num_devices=1,
+    total_frames=100_000,
+    backend="in-process",
+    run_dir=Path("runs/parameter-server"),
+    agent=AgentConfig(num_envs=1, batch_size=32, replay_capacity=10_000, discount=0.99),
+    network=NetworkConfig(hidden_sizes=(64, 64)),
+    runner=RunnerConfig(log_every=2_000, eval_every=10_000, checkpoint_every=20_000),
+)
+"""Four workers with one environment each, that push gradients as textbooks have it."""
+
+SERVER_MODEL = dataclasses.replace(
+    CLASSIC_SERVER, backend="device", num_seeds=4, num_devices=None, run_dir=Path("runs/parameter-server-model")
+)
+"""The same in virtual time, four seeds at once."""
+
+# Steadier where gradients or actors are late: a few rewards at once (Mnih et al. 2016), and van Hasselt's target.
+_STEADY = dataclasses.replace(QUICKSTART.agent, n_step=3, double_q=True)
+
+CARTPOLE_SERVER = ServerExperiment(
+    num_seeds=1,
+    num_devices=1,
+    total_frames=400_000,
+    backend="threads",
+    run_dir=Path("runs/parameter-server-cartpole"),
+    agent=dataclasses.replace(
+        _STEADY,
+        replay_capacity=4_992,
+        learning_starts=_STEADY.learning_starts // 4,
+        epsilon_decay_frames=_STEADY.epsilon_decay_frames // 4,
+    ),
+    network=QUICKSTART.network,
+)
+"""Four workers on threads that together have the replay, the warm-up and the exploration of the agent `make train` trains.
+
+Tuned on seeds 3000 to 3007, on the model.
+"""
+
+APEX = ActorLearnerExperiment(
+    total_frames=400_000,
+    run_dir=Path("runs/actor-learner"),
+    agent=_STEADY,
+    network=QUICKSTART.network,
+)
+"""Four actors with an epsilon each, that feed the same agent."""

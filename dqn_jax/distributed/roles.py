@@ -1,0 +1,177 @@
+"""A worker and a server as pure functions: what every parameter server is made of, on one device or between processes.
+
+A worker acts, computes a push with its copy of the parameters, and may pull new ones. The server takes a push as a gradient.
+Not here: who pushes when (`parameter_server`, `server_on_workers`).
+
+Shapes: W workers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dqn_jax.agent import AgentState, diagnose, hyperparams_of, keys_of, make_agent, repeat
+from dqn_jax.config import MAX_COUNT, AgentConfig
+from dqn_jax.distributed.config import ServerConfig
+from dqn_jax.envs import Environment
+from dqn_jax.learner import LearnerState, make_learner
+from dqn_jax.mapping import stream_key
+from dqn_jax.networks import Network
+from dqn_jax.replay import ReplayState
+from dqn_jax.types import Info, Params
+
+KEPT = ("loss", "epsilon", "episodes", "return_sum", "terminated", "truncated")
+"""What a push tells of its worker's steps."""
+
+
+class Copy(NamedTuple):
+    """What a worker pulls of the server's state; the state itself will do too."""
+
+    params: Params
+    target_params: Params
+
+
+class Worker(NamedTuple):
+    """One worker; its state is an AgentState whose learner is its copy of the server's."""
+
+    init: Callable[..., AgentState]
+    """(seed, number, server state, replay=an empty one, frames=0) -> state after the warm-up, for the random streams of that
+    number, epsilon going on as after `frames` frames."""
+    work: Callable[[AgentState], tuple[AgentState, Params, Info]]
+    """state -> (state, push, info): the agent steps between two pushes."""
+    pull: Callable[..., AgentState]
+    """(state, server state, due=True) -> state with the server's parameters and target where `due` ([] or [W] bool)."""
+    diagnose: Callable[[AgentState, LearnerState], Info]
+    """(state, server state) -> `agent.diagnose` of the server's parameters on this worker's experience."""
+
+
+class Server(NamedTuple):
+    """The server; its state is a LearnerState, whose updates are also the version of its parameters."""
+
+    init: Callable[[Any], LearnerState]
+    """seed -> state."""
+    apply: Callable[..., tuple[LearnerState, jax.Array]]
+    """(state, push, lag=0) -> (state, whether it was applied [] bool); lag [] int32 counts the updates that overtook it."""
+
+
+def make_worker(env: Environment, network: Network, config: AgentConfig, server: ServerConfig) -> Worker:
+    """Builds a worker from the one agent.
+
+    Args:
+      env: the environment.
+      network: the Q-network.
+      config: sizes and choices of one worker, whose own frames its epsilon counts.
+      server: what is pushed, and after how many steps.
+
+    Returns:
+      The worker. A gradient is taken after `acts_per_step` acts, as the agent takes it; a delta is the descent of
+      `local_steps` agent steps, so that the server descends by it.
+    """
+    # The server owns the target: a worker's copy changes by pulling alone.
+    config = dataclasses.replace(config, target_period=MAX_COUNT)
+    if server.replay == "shared":
+        config = dataclasses.replace(config, replay_capacity=server.num_workers * config.replay_capacity)
+    agent = make_agent(env, network, config)
+    defaults = hyperparams_of(config)
+
+    def init(
+        seed: Any, number: Any, state: LearnerState | Copy, replay: ReplayState | None = None, frames: jax.Array | int = 0
+    ) -> AgentState:
+        actor_hyperparams = defaults.actor._replace(epsilon_first_frame=-jnp.asarray(frames, jnp.int32))
+        worker = agent.init(stream_key(seed), hyperparams=defaults._replace(actor=actor_hyperparams), shard=number)
+        if server.push == "gradient":
+            worker = worker.replace(learner=worker.learner.replace(opt_state=()))
+        worker = worker if replay is None else worker.replace(replay=replay)
+        return agent.warm_up(pull(worker, state))
+
+    def pull(worker: AgentState, state: LearnerState | Copy, due: jax.Array | bool = True) -> AgentState:
+        due = jnp.asarray(due)
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(due.reshape(due.shape + (1,) * new.ndim), new, old)
+
+        own = worker.learner
+        params, target_params = jax.tree.map(choose, (state.params, state.target_params), (own.params, own.target_params))
+        return worker.replace(learner=own.replace(params=params, target_params=target_params))
+
+    def gradient(worker: AgentState) -> tuple[AgentState, Params, Info]:
+        worker, act_info = repeat(agent.act, config.acts_per_step)(worker)
+        worker, grads, grad_info = agent.grad(worker)
+        return worker, grads, act_info | grad_info
+
+    def delta(worker: AgentState) -> tuple[AgentState, Params, Info]:
+        before = worker.learner.params
+        worker, info = repeat(agent.step, server.local_steps)(worker)
+        return worker, jax.tree.map(jnp.subtract, before, worker.learner.params), info
+
+    def work(worker: AgentState) -> tuple[AgentState, Params, Info]:
+        worker, push, info = (gradient if server.push == "gradient" else delta)(worker)
+        return worker, push, {name: info[name] for name in KEPT}
+
+    def look(worker: AgentState, state: LearnerState) -> Info:
+        learner = state if server.push == "gradient" else pull(worker, state).learner
+        return diagnose(agent, worker.replace(learner=learner))
+
+    return Worker(init, work, pull, look)
+
+
+def make_server(network: Network, config: AgentConfig, server: ServerConfig) -> Server:
+    """Builds the server: the agent's learner for gradients; for deltas, plain descent by all of them.
+
+    Args:
+      network: the Q-network.
+      config: the agent of a worker; its optimizer and clipping are the server's where gradients are pushed.
+      server: what is pushed and what becomes of late pushes.
+
+    Returns:
+      The server. The target is updated every `target_period` of its updates.
+    """
+    if server.push == "delta":
+        config = dataclasses.replace(config, optimizer="sgd", learning_rate=1.0, max_grad_norm=None)
+    learner = make_learner(network, config)
+
+    def init(seed: Any) -> LearnerState:
+        # Where the agent takes its network from, so that a server without delay is the plain agent.
+        network_key, _, _ = keys_of(stream_key(seed))
+        return learner.init(network_key, hyperparams_of(config).learner)
+
+    def apply(state: LearnerState, push: Params, lag: jax.Array | int = 0) -> tuple[LearnerState, jax.Array]:
+        numbers = state.hyperparams
+        rate = numbers.learning_rate / (1.0 + lag) if server.lag_scaling else numbers.learning_rate
+        after, _ = learner.apply(state.replace(hyperparams=numbers._replace(learning_rate=rate)), push)
+        after = after.replace(hyperparams=numbers)
+        if server.lag_limit is None:
+            return after, jnp.bool_(True)
+        accepted = jnp.asarray(lag <= server.lag_limit)
+        return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), after, state), accepted
+
+    return Server(init, apply)
+
+
+def may_start(config: ServerConfig, pushes: Any, waiting: Any) -> Any:
+    """Which of the waiting workers may go on: [W] bool, from pushes [W] and waiting [W], numpy's or jax's.
+
+    Source: the stale-synchronous rule of Ho et al. (2013): nobody is more than the bound ahead of the slowest.
+    """
+    if config.mode == "asynchronous":
+        return waiting
+    bound = 0 if config.mode == "barrier" else config.staleness_bound
+    return waiting & (pushes - pushes.min() <= bound)
+
+
+def pulls(config: ServerConfig, pushes: Any) -> Any:
+    """Whether a worker that has pushed this often pulls before it goes on."""
+    return pushes % config.pull_period == 0
+
+
+def lag_info(lags: Any, typical: int) -> Info:
+    """What is logged of the lags [T] of T pushes: mean, largest, and how many there were of each.
+
+    The histogram has 32 bins of max(1, typical // 8) versions, the last one open: four times the typical lag fits.
+    """
+    lags = jnp.asarray(lags)
+    bins = jnp.minimum(lags // max(1, typical // 8), 31)
+    return {"lag": jnp.mean(lags.astype(jnp.float32)), "lag_max": jnp.max(lags), "lag_histogram": jnp.bincount(bins, length=32)}

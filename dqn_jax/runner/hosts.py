@@ -1,0 +1,152 @@
+"""A process's place among several that train together: the flags that give it, and meeting the others.
+
+About the machines at hand and never part of a config, which is the same for all of them. Imports no jax at the top.
+Not here: what the processes say to each other afterwards (peers).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import NoReturn
+
+from dqn_jax.config import InputError, require
+
+START_SECONDS = 300
+"""How long a process waits for all the others to start."""
+HEARTBEAT_SECONDS = 30
+"""A process that is not heard of for so long is lost, wherever the others wait for it: jax then ends them."""
+SHUTDOWN_SECONDS = 30
+"""How long a process that ends waits for all the others to end: when a run is done they all are."""
+FLAGS = "On several hosts, in each of their processes: --coordinator HOST:PORT --num-processes N --process-id I"
+"""For `--help`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """One of several processes."""
+
+    coordinator: str
+    """HOST:PORT: where process 0 is, and a free port there."""
+    num_processes: int
+    process_id: int
+    """0 to num_processes - 1."""
+
+    def __post_init__(self) -> None:
+        host, _, port = self.coordinator.rpartition(":")
+        require(
+            host != "" and port.isdecimal() and 0 < int(port) < 2**16,
+            f"coordinator is {self.coordinator!r}: give HOST:PORT, where process 0 is and a free port there",
+        )
+        require(self.num_processes > 0, f"num_processes is {self.num_processes}: give a whole number from 1")
+        require(
+            0 <= self.process_id < self.num_processes,
+            f"process_id is {self.process_id}: give each process its own number from 0 to {self.num_processes - 1}",
+        )
+
+
+def parse_hosts(args: Sequence[str] | None = None) -> tuple[Hosts | None, list[str]]:
+    """Takes this process's place out of a command line.
+
+    Args:
+      args: arguments; None takes those of the process.
+
+    Returns:
+      The place, None where no flag gives one, and the arguments that are left.
+
+    Raises:
+      InputError: for some of the flags without the others, or a value that cannot be used.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names = [field.name for field in dataclasses.fields(Hosts)]
+    for name in names:
+        parser.add_argument(f"--{name.replace('_', '-')}")
+    given, rest = parser.parse_known_args(list(sys.argv[1:] if args is None else args))
+    missing = [name for name in names if getattr(given, name) is None]
+    if len(missing) == len(names):
+        return None, rest
+    require(not missing, f"{', '.join(missing)} not given: coordinator, num_processes and process_id go together")
+    numbers = {name: getattr(given, name) for name in names[1:]}
+    for name, text in numbers.items():
+        require(text.isdecimal(), f"{name} is {text!r}: give a whole number")
+    return Hosts(given.coordinator, **{name: int(text) for name, text in numbers.items()}), rest
+
+
+def join(hosts: Hosts | None) -> None:
+    """Starts jax together with the other processes; does nothing for None. To be called right after `runtime.setup`.
+
+    A process that the others do not meet in time ends with status 1 and a message.
+
+    Raises:
+      InputError: in process 0, if the coordinator's port is taken.
+    """
+    if hosts is None:
+        return
+    import jax
+
+    if hosts.process_id == 0:
+        _check_port(hosts)
+    # jax's own service would take SIGTERM, which the runner answers by saving.
+    jax.config.update("jax_enable_preemption_service", False)
+    sentence = (
+        f"process {hosts.process_id} of {hosts.num_processes} has waited {START_SECONDS} s for the others at "
+        f"{hosts.coordinator}: start all of them, each with its own process_id, and check that they can reach that address"
+    )
+    with time_limit(START_SECONDS, sentence):
+        jax.distributed.initialize(
+            hosts.coordinator,
+            hosts.num_processes,
+            hosts.process_id,
+            cluster_detection_method="deactivate",
+            # Longer than ours: at the end of jax's own limit it aborts with a stack trace.
+            initialization_timeout=2 * START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+        # Starts jax's backend, for which all processes tell each other their devices.
+        jax.local_devices()
+    sys.excepthook = _end_with_traceback
+
+
+def end_now() -> NoReturn:
+    """Ends the process with status 1. At an ordinary end jax waits for the other processes, which may wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _end_with_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> NoReturn:
+    sys.__excepthook__(kind, error, trace)
+    end_now()
+
+
+def _check_port(hosts: Hosts) -> None:
+    """Raises InputError unless the coordinator's port is free: jax would crash."""
+    try:
+        socket.create_server(("", int(hosts.coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise InputError(
+            f"coordinator is {hosts.coordinator}, and process 0 cannot listen there ({error.strerror}): give a free port"
+        ) from None
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, sentence: str) -> Iterator[None]:
+    """Ends the process with a sentence unless the body is done in time; it waits inside jax, where no exception comes."""
+
+    def end() -> None:
+        print(sentence, file=sys.stderr)
+        end_now()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

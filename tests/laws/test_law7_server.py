@@ -1,0 +1,125 @@
+"""Law 7: W workers that a server waits for, and that wait for it, are data-parallel training on W devices."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from laws.common import ENV, STEADY, assert_close, without_clocks
+from laws.federation import small
+
+from dqn_jax.agent import make_agent, repeat
+from dqn_jax.config import NetworkConfig
+from dqn_jax.distributed.config import ServerConfig
+from dqn_jax.distributed.data_parallel import AXIS, make_data_parallel
+from dqn_jax.distributed.parameter_server import make_model
+from dqn_jax.distributed.roles import make_server, make_worker
+from dqn_jax.mapping import lane_axes, stream_key
+from dqn_jax.networks import make_network
+
+SEED = 3
+STEPS = 30
+NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.obs_shape, ENV.num_actions)
+SGD = small(STEADY)
+ADAM = dataclasses.replace(SGD, optimizer="adam", learning_rate=1e-3)
+
+
+def whole(config, num_workers):
+    """The one agent that workers of this config are shards of."""
+    sizes = ("num_envs", "batch_size", "replay_capacity", "learning_starts")
+    return dataclasses.replace(config, **{name: num_workers * getattr(config, name) for name in sizes})
+
+
+@functools.cache
+def on_devices(config, num_workers, steps=STEPS):
+    """The state [W, ...] of the data-parallel driver."""
+    devices = jax.local_devices()[:num_workers]
+    driver = make_data_parallel(ENV, NETWORK, whole(config, num_workers), seeds=[SEED], devices=devices, steps_per_chunk=steps)
+    state, _ = driver.step(driver.init())
+    return jax.tree.map(lambda x: jax.device_put(x, devices[0])[:, 0], without_clocks(state))
+
+
+@functools.cache
+def on_one_device(config, num_workers, steps=STEPS):
+    """The same shards as lanes of a `vmap` whose axis the gradients are averaged over."""
+    agent = make_agent(ENV, NETWORK, whole(config, num_workers), axis_name=AXIS, num_shards=num_workers)
+
+    def start(shard):
+        return agent.warm_up(agent.init(stream_key(SEED), shard=shard))
+
+    def train(shard):
+        return repeat(agent.step, steps)(start(shard))[0]
+
+    axes = lane_axes(jax.eval_shape(start, jnp.int32(0)))
+    return without_clocks(jax.jit(jax.vmap(train, out_axes=axes, axis_name=AXIS))(jnp.arange(num_workers)))
+
+
+@functools.cache
+def program(agent_config, config):
+    """(start, events: (state, number of them) -> state), compiled."""
+    worker = make_worker(ENV, NETWORK, agent_config, config)
+    server = make_server(NETWORK, agent_config, config)
+    model = make_model(worker, server, config, agent_config.replay_capacity)
+
+    @jax.jit
+    def run(state, events):
+        return jax.lax.fori_loop(0, events, lambda _, state: model.event(state)[0], state)
+
+    if config.pull_period > 1:
+        # They begin alike.
+        return program(agent_config, dataclasses.replace(config, pull_period=1))[0], run
+    return jax.jit(lambda: model.init(jnp.uint32(SEED))), run
+
+
+def served(agent_config, num_workers, events=STEPS, factor=1.0, **options):
+    """The state of a parameter server of this config after some events, its own rate scaled by `factor`."""
+    start, run = program(agent_config, ServerConfig(**{"num_workers": num_workers, "mode": "barrier", **options}))
+    state = start()
+    numbers = state.server.hyperparams
+    numbers = numbers._replace(learning_rate=factor * numbers.learning_rate)
+    return run(state.replace(server=state.server.replace(hyperparams=numbers)), events)
+
+
+def assert_law(state, shards, optimizer=True):
+    """The server has learned what every shard has, and each worker has seen what its shard saw."""
+    kept = ("params", "target_params", "opt_state") if optimizer else ("params", "target_params")
+    for shard in range(len(state.pushes)):
+        for name in kept:
+            assert_close(getattr(state.server, name), jax.tree.map(lambda x, i=shard: x[i], getattr(shards.learner, name)))
+    workers = without_clocks(state.workers)
+    assert_close(workers.replay, shards.replay)
+    assert_close(workers.actor, shards.actor)
+    assert_close(workers.stream, shards.stream)
+
+
+@pytest.mark.parametrize(("num_workers", "reference"), [(2, on_devices), (4, on_devices), (4, on_one_device)])
+def test_a_barrier_is_data_parallel(num_workers, reference):
+    state = served(SGD, num_workers)
+    assert int(state.server.updates.count) == STEPS
+    assert_law(state, reference(SGD, num_workers))
+
+
+def test_a_barrier_is_data_parallel_with_adam():
+    assert_law(served(ADAM, 2, 10), on_one_device(ADAM, 2, 10))
+
+
+def test_the_mean_of_single_descents_is_data_parallel():
+    """With plain descent a worker's own step is its gradient times the rate, so their mean is the step on the mean."""
+    assert_law(served(SGD, 4, push="delta"), on_one_device(SGD, 4), optimizer=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "asynchronous", "events": STEPS},  # as many updates
+        {"mode": "asynchronous", "events": 4 * STEPS},  # as many pushes
+        {"pull_period": 2},
+        {"factor": 4.0},  # the sum
+        {"factor": 0.9},
+    ],
+)
+def test_without_barrier_fresh_parameters_or_mean_it_is_not(options):
+    state = served(SGD, 4, **options)
+    with pytest.raises(AssertionError):
+        assert_close(state.server.params, jax.tree.map(lambda x: x[0], on_one_device(SGD, 4).learner.params))
