@@ -1,7 +1,10 @@
 """Tests run on four virtual CPU devices and share compiled programs through jax's persistent cache."""
 
+import gc
 import os
 from pathlib import Path
+
+import pytest
 
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 
@@ -15,6 +18,16 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
 # Notebooks are for reading with more.
 os.environ["DQN_JAX_NOTEBOOK_FRAMES"] = "30000"
 
+import jax  # noqa: E402
+
 from dqn_jax import runtime  # noqa: E402
 
 runtime.setup(4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Freed after each file: each takes some memory maps, of which the kernel gives a process 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -1,14 +1,17 @@
-"""Workers as Ray processes: trained with, killed, replaced, and never left behind. One session of Ray serves all of them."""
+"""Workers as Ray processes: trained with, killed, replaced, and never left behind. One session of Ray serves all of them.
+
+Ray ends a process whose cluster is gone, tests and all: `make test` runs this file in a process of its own.
+"""
 
 import dataclasses
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,12 +34,23 @@ PATIENCE = 300.0
 @pytest.fixture(scope="module")
 def address():
     """Of a cluster on this machine, which engines join and leave."""
-    with warnings.catch_warnings():
-        # Scripts start Ray before jax; the tests' jax runs already, and says that it dislikes forks.
-        warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
-        ray = on_ray.connect(None, num_workers=4)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    head = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port), "--num-cpus", "4"]
+    head += ["--include-dashboard", "false", "--disable-usage-stats"]
+    with subprocess.Popen(head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: listens(port) or process.poll() is not None)
+            ray = on_ray.connect(f"127.0.0.1:{port}", num_workers=4)
+            yield f"127.0.0.1:{port}"
+            ray.shutdown()
+        finally:
+            process.terminate()
+
+
+def listens(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def noting(make_job, notes):

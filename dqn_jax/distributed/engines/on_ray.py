@@ -6,6 +6,7 @@ An actor that dies is replaced by a new one here, not by Ray: a restart of Ray's
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dqn_jax.config import InputError, TrainingError
@@ -54,6 +55,9 @@ def connect(address: str | None, num_workers: int) -> Any:
     if address is not None:
         # Read when Ray is imported; by default it knocks for a quarter of an hour.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        if _has_token():
+            # Ray shows it by itself only to a cluster that it finds by itself.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
@@ -132,6 +136,12 @@ def _knock(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+
+
+def _has_token() -> bool:
+    """Whether this user has a token for Ray clusters, where Ray looks for it."""
+    given = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return given or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _environment() -> dict[str, str]:
