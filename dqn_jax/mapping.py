@@ -101,6 +101,19 @@ def local_devices(count: int | None) -> list[jax.Device]:
     return devices[:count]
 
 
+def devices_for(count: int | None, num_seeds: int) -> list[jax.Device]:
+    """The first `count` local devices, as `local_devices`; for None as many as `num_seeds` repetitions divide over."""
+    devices = local_devices(count)
+    if count is not None:
+        return devices
+    return devices[: max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)]
+
+
+def names_of(devices: Sequence[jax.Device]) -> tuple[str, ...]:
+    """What users read of devices: platform, number and kind."""
+    return tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices)
+
+
 def devices_of_all(count: int | None) -> list[jax.Device]:
     """The first `count` devices of each process, or all of them, process by process; of a single process, `local_devices`.
 

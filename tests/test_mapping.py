@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dqn_jax.config import InputError
-from dqn_jax.mapping import lane_axes, local_devices, over, place, row
+from dqn_jax.mapping import devices_for, lane_axes, local_devices, names_of, over, place, row
 from dqn_jax.types import Clock
 
 DEVICES = jax.local_devices()
@@ -105,6 +105,13 @@ def test_place_puts_row_d_on_device_d_and_row_reads_it_there(devices):
         chex.assert_trees_all_equal(jax.random.key_data(mine["keys"]), jax.random.key_data(source["keys"][index]))
     by_row = {int(shard.data[0]): shard.device for shard in placed["b"]["c"].addressable_shards}
     assert by_row == dict(enumerate(devices))
+
+
+def test_repetitions_divide_over_the_devices_that_none_stands_for():
+    assert [len(devices_for(None, num_seeds)) for num_seeds in (1, 2, 3, 4, 6, 7)] == [1, 2, 3, 4, 3, 1]
+    # A number is taken at its word.
+    assert devices_for(2, 3) == DEVICES[:2]
+    assert names_of(DEVICES[:2]) == ("cpu:0 cpu", "cpu:1 cpu")
 
 
 def test_local_devices():

@@ -26,7 +26,7 @@ from dqn_jax.distributed.engines.post import Engine, Lost, Report
 from dqn_jax.distributed.roles import lag_info
 from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
-from dqn_jax.mapping import check_replicas, local_devices, over, place, row, stream_key
+from dqn_jax.mapping import check_replicas, local_devices, names_of, over, place, row, stream_key
 from dqn_jax.networks import make_network
 from dqn_jax.types import Driver, Info
 
@@ -126,7 +126,7 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
         initial=config.initial_frames,
         per_step=config.frames_per_chunk,
         initial_frames=config.initial_frames,
-        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+        devices=names_of(devices),
         lockstep=False,
         close=engine.close,
     )

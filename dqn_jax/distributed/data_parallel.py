@@ -18,7 +18,18 @@ from dqn_jax.agent import AgentState, make_agent, make_chunk, not_finite, reduce
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError
 from dqn_jax.envs import Environment, make_env
 from dqn_jax.evaluation import Evaluator, evaluator_of
-from dqn_jax.mapping import check_replicas, devices_of_all, lane_axes, make_gather, over, own_rows, place, row, stream_key
+from dqn_jax.mapping import (
+    check_replicas,
+    devices_of_all,
+    lane_axes,
+    make_gather,
+    names_of,
+    over,
+    own_rows,
+    place,
+    row,
+    stream_key,
+)
 from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Driver, Info, Params
 
@@ -111,7 +122,7 @@ def make_data_parallel(
         initial=config.warm_up_frames,
         per_step=steps_per_chunk * config.frames_per_step,
         initial_frames=config.warm_up_frames,
-        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+        devices=names_of(devices),
     )
 
 

@@ -25,7 +25,7 @@ from dqn_jax.distributed.roles import KEPT, Server, Worker, lag_info, make_serve
 from dqn_jax.envs import Environment, make_env
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
-from dqn_jax.mapping import PLANS, lane, lane_axes, local_devices, over, place, stream_key
+from dqn_jax.mapping import PLANS, devices_for, lane, lane_axes, names_of, over, place, stream_key
 from dqn_jax.networks import Network, make_network
 from dqn_jax.replay import ReplayState
 from dqn_jax.types import Clock, Driver, Info, Params
@@ -272,7 +272,7 @@ def make_parameter_server(
         initial=warm_up,
         per_step=frames,
         initial_frames=warm_up,
-        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+        devices=names_of(devices),
         lockstep=False,
     )
 
@@ -285,16 +285,13 @@ def from_config(config: ServerExperiment) -> tuple[Driver, Evaluator]:
     """
     env = make_env(config.env, config.max_episode_steps)
     network = make_network(config.network, env.obs_shape, env.num_actions)
-    devices = local_devices(config.num_devices)
-    if config.num_devices is None:
-        devices = devices[: max(n for n in range(1, len(devices) + 1) if config.num_seeds % n == 0)]
     driver = make_parameter_server(
         env,
         network,
         config.agent,
         config.server,
         seeds=config.seeds,
-        devices=devices,
+        devices=devices_for(config.num_devices, config.num_seeds),
         pushes_per_chunk=config.pushes_per_chunk,
     )
     return driver, evaluator_of(config, env, network)

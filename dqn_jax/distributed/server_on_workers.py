@@ -20,6 +20,7 @@ from dqn_jax.distributed.roles import Copy, lag_info, make_server, make_worker, 
 from dqn_jax.envs import make_env
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
+from dqn_jax.mapping import local_devices, names_of
 from dqn_jax.networks import make_network
 from dqn_jax.types import Driver, Info
 
@@ -67,7 +68,6 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
     network = make_network(config.network, env.obs_shape, env.num_actions)
     hub = _Hub(config, engine, network)
     warm_up = config.warm_up_frames
-    device = jax.local_devices()[0]
     driver = Driver(
         init=hub.init,
         step=hub.step,
@@ -78,7 +78,7 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
         initial=warm_up,
         per_step=config.pushes_per_chunk * config.frames_per_push,
         initial_frames=warm_up,
-        devices=(f"{device.platform}:{device.id} {device.device_kind}",),
+        devices=names_of(local_devices(1)),
         lockstep=False,
         close=engine.close,
     )

@@ -16,7 +16,7 @@ from dqn_jax.agent import AgentState, make_agent, repeat
 from dqn_jax.config import AgentConfig, InputError
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.federated.config import FederatedConfig
-from dqn_jax.mapping import lane_axes, over, place, stream_key
+from dqn_jax.mapping import lane_axes, names_of, over, place, stream_key
 from dqn_jax.networks import Network
 from dqn_jax.types import Driver, Info, Params
 
@@ -140,5 +140,5 @@ def make_centralised(
         initial=0,
         per_step=rounds_per_step,
         initial_frames=whole.warm_up_frames,
-        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+        devices=names_of(devices),
     )

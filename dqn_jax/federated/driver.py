@@ -27,7 +27,7 @@ from dqn_jax.federated.participation import make_participation
 from dqn_jax.federated.rounds import FederatedState, Parts, make_federation
 from dqn_jax.federated.server import make_server_rule
 from dqn_jax.federated.transforms import make_transforms
-from dqn_jax.mapping import check_replicas, lane_axes, local_devices, over, place, row
+from dqn_jax.mapping import check_replicas, devices_for, lane_axes, local_devices, names_of, over, place, row
 from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Driver, Info, Params
 
@@ -47,10 +47,8 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
     """
     env = make_env(config.env, config.max_episode_steps)
     network = make_network(config.network, env.obs_shape, env.num_actions)
-    devices = local_devices(config.num_devices)
-    if config.num_devices is None and config.seeds_over_devices:
-        # All of them, as far as repetitions divide over them.
-        devices = devices[: max(n for n in range(1, len(devices) + 1) if config.num_seeds % n == 0)]
+    count = config.num_devices
+    devices = devices_for(count, config.num_seeds) if config.seeds_over_devices else local_devices(count)
     envs = draw_all(env, config.federated, config.num_seeds)
     make = (
         functools.partial(make_federated, seeds_over_devices=config.seeds_over_devices)
@@ -206,7 +204,7 @@ def make_federated(
         initial=0,
         per_step=rounds_per_step,
         initial_frames=num_clients * warm_up,
-        devices=tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices),
+        devices=names_of(devices),
     )
 
 
