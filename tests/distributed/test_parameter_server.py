@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.common import ENV, STEADY, arrays, assert_bitwise, assert_close
+from laws.common import ENV, STEADY, arrays, assert_bitwise, assert_close, server_model
 from laws.federation import small
 
 from dqn_jax.agent import AgentState, make_agent, repeat
@@ -284,14 +284,7 @@ def test_lags_are_counted_by_size():
 @functools.cache
 def program(agent_config, config):
     """(init, event, some events: (state, number) -> state) of the model of agents, compiled."""
-    worker = make_worker(ENV, NETWORK, agent_config, config)
-    server = make_server(NETWORK, agent_config, config)
-    model = make_model(worker, server, config, agent_config.replay_capacity)
-
-    @jax.jit
-    def run(state, events):
-        return jax.lax.fori_loop(0, events, lambda _, state: model.event(state)[0], state)
-
+    model, run = server_model(NETWORK, agent_config, config)
     if config.replay == "shared" and config.mode != "asynchronous":
         # They begin alike.
         return program(agent_config, dataclasses.replace(config, mode="asynchronous"))[0], run

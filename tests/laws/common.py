@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.distributed.parameter_server import make_model
+from dqn_jax.distributed.roles import make_server, make_worker
 from dqn_jax.envs import make_env
 from dqn_jax.networks import make_network
 from dqn_jax.types import Clock
@@ -43,6 +45,18 @@ def load_experiment(name):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def server_model(network, agent_config, config):
+    """(model of a parameter server on CartPole, compiled function (state, number of events) -> state)."""
+    worker = make_worker(ENV, network, agent_config, config)
+    model = make_model(worker, make_server(network, agent_config, config), config, agent_config.replay_capacity)
+
+    @jax.jit
+    def run(state, events):
+        return jax.lax.fori_loop(0, events, lambda _, state: model.event(state)[0], state)
+
+    return model, run
 
 
 def without_clocks(state):

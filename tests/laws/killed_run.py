@@ -57,25 +57,30 @@ def hosts_config_of(run_dir: Path, num_devices: int = 2) -> ExperimentConfig:
     return dataclasses.replace(config, num_devices=num_devices, agent=agent, runner=runner)
 
 
+_SMALL = {
+    "max_episode_steps": 20,
+    "num_devices": 2,
+    "num_seeds": 2,
+    "seed": 3,
+    "resume": True,
+    "agent": AgentConfig(
+        num_envs=2,
+        batch_size=4,
+        replay_capacity=32,
+        learning_starts=8,
+        target_period=3,
+        epsilon_decay_frames=60,
+    ),
+    "network": NetworkConfig(hidden_sizes=(16,)),
+}
+"""What the federation and the parameter server share."""
+
+
 def federated_config_of(run_dir: Path, **changes) -> FederatedExperiment:
     """Ten rounds, two a chunk: two of three clients take part, so each has clocks of its own."""
     fields = {
-        "max_episode_steps": 20,
-        "num_devices": 2,
-        "num_seeds": 2,
         "rounds": 10,
-        "seed": 3,
         "run_dir": run_dir,
-        "resume": True,
-        "agent": AgentConfig(
-            num_envs=2,
-            batch_size=4,
-            replay_capacity=32,
-            learning_starts=8,
-            target_period=3,
-            epsilon_decay_frames=60,
-        ),
-        "network": NetworkConfig(hidden_sizes=(16,)),
         # A mean that does not leave out clients whose update is not finite, as a user's own function would not.
         "federated": FederatedConfig(
             num_clients=3,
@@ -87,32 +92,18 @@ def federated_config_of(run_dir: Path, **changes) -> FederatedExperiment:
         ),
         "runner": RunnerConfig(log_every=2, eval_every=4, checkpoint_every=4, keep_checkpoints=10, threshold=1.0),
     }
-    return FederatedExperiment(**(fields | changes))
+    return FederatedExperiment(**(_SMALL | fields | changes))
 
 
 def server_config_of(run_dir: Path, **changes) -> ServerExperiment:
     """Ten chunks of ten pushes; so many come too late that the two seeds make different numbers of updates."""
     fields = {
-        "max_episode_steps": 20,
-        "num_devices": 2,
-        "num_seeds": 2,
-        "seed": 3,
         "total_frames": 224,
         "run_dir": run_dir,
-        "resume": True,
-        "agent": AgentConfig(
-            num_envs=2,
-            batch_size=4,
-            replay_capacity=32,
-            learning_starts=8,
-            target_period=3,
-            epsilon_decay_frames=60,
-        ),
-        "network": NetworkConfig(hidden_sizes=(16,)),
         "server": ServerConfig(num_workers=3, lag_limit=1),
         "runner": RunnerConfig(log_every=20, eval_every=80, checkpoint_every=60, keep_checkpoints=10),
     }
-    return ServerExperiment(**(fields | changes))
+    return ServerExperiment(**(_SMALL | fields | changes))
 
 
 def kill() -> None:

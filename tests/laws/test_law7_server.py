@@ -6,15 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from laws.common import ENV, STEADY, assert_close, without_clocks
+from laws.common import ENV, STEADY, assert_close, server_model, without_clocks
 from laws.federation import small
 
 from dqn_jax.agent import make_agent, repeat
 from dqn_jax.config import NetworkConfig
 from dqn_jax.distributed.config import ServerConfig
 from dqn_jax.distributed.data_parallel import AXIS, make_data_parallel
-from dqn_jax.distributed.parameter_server import make_model
-from dqn_jax.distributed.roles import make_server, make_worker
 from dqn_jax.mapping import lane_axes, stream_key
 from dqn_jax.networks import make_network
 
@@ -58,14 +56,7 @@ def on_one_device(config, num_workers, steps=STEPS):
 @functools.cache
 def program(agent_config, config):
     """(start, events: (state, number of them) -> state), compiled."""
-    worker = make_worker(ENV, NETWORK, agent_config, config)
-    server = make_server(NETWORK, agent_config, config)
-    model = make_model(worker, server, config, agent_config.replay_capacity)
-
-    @jax.jit
-    def run(state, events):
-        return jax.lax.fori_loop(0, events, lambda _, state: model.event(state)[0], state)
-
+    model, run = server_model(NETWORK, agent_config, config)
     if config.pull_period > 1:
         # They begin alike.
         return program(agent_config, dataclasses.replace(config, pull_period=1))[0], run

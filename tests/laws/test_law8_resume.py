@@ -1,6 +1,5 @@
 """Law 8: a run of 2N frames is a run killed at any point and resumed in a new process to 2N, to the last bit."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,22 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import killed_run
 
 from dqn_jax.distributed.data_parallel import from_config
 from dqn_jax.runner import checkpoint, loop
 from dqn_jax.runner.records import METRICS, RETURNS, SUMMARY, Records, read_metrics
 
-SCRIPT = Path(__file__).parent / "killed_run.py"
-_spec = importlib.util.spec_from_file_location("killed_run", SCRIPT)
-killed_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(killed_run)
+SCRIPT = killed_run.__file__
 
 
 def start(run_dir: Path, *point: str) -> subprocess.CompletedProcess:
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(run_dir), *point], env=env, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, SCRIPT, str(run_dir), *point], env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 Every start of processes is a few seconds of imports, so the tests share five of them.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from laws import killed_run
 from laws.common import assert_close
 
 from dqn_jax.config import InputError
@@ -24,10 +24,7 @@ from dqn_jax.mapping import place
 from dqn_jax.runner import checkpoint, loop
 from dqn_jax.runner.records import RETURNS, SUMMARY, read_metrics
 
-SCRIPT = Path(__file__).parent / "killed_run.py"
-_spec = importlib.util.spec_from_file_location("killed_run", SCRIPT)
-killed_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(killed_run)
+SCRIPT = killed_run.__file__
 
 LIMIT_SECONDS = 400
 """Nothing hangs: a launcher that is not done by then fails its test."""
@@ -35,7 +32,7 @@ LIMIT_SECONDS = 400
 
 def start(run_dir: Path, point: str = "") -> subprocess.CompletedProcess:
     """Two processes of two devices."""
-    command = [sys.executable, "-m", "dqn_jax.runner.launch", "--num-processes", "2", str(SCRIPT), str(run_dir), point, "hosts"]
+    command = [sys.executable, "-m", "dqn_jax.runner.launch", "--num-processes", "2", SCRIPT, str(run_dir), point, "hosts"]
     return subprocess.run(
         command,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},

@@ -3,7 +3,6 @@
 Two repetitions (seeds 3 and 4) of three clients, of whom two take part in a round, in ten rounds, two a chunk.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from laws import killed_run
 from runner.helpers import at, differences, saved
 
 from dqn_jax.config import TrainingError
@@ -24,10 +24,7 @@ from dqn_jax.runner import loop
 from dqn_jax.runner.records import CHECKPOINTS, CONFIG, METRICS, RETURNS, SUMMARY, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
 
-SCRIPT = Path(__file__).parent.parent / "laws" / "killed_run.py"
-_spec = importlib.util.spec_from_file_location("killed_run", SCRIPT)
-killed_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(killed_run)
+SCRIPT = killed_run.__file__
 config_of = killed_run.federated_config_of
 
 WARM_UP = 3 * 8
@@ -173,7 +170,7 @@ def test_a_stopped_run_resumed_is_the_one_never_stopped(tmp_path, whole, driver_
 
 def test_a_killed_run_resumed_is_the_one_never_killed(tmp_path, whole, driver_and_evaluator, no_plot):
     """In a process of its own, in the middle of a line after the second save."""
-    command = [sys.executable, str(SCRIPT), str(tmp_path), "torn_line:5", "federated"]
+    command = [sys.executable, SCRIPT, str(tmp_path), "torn_line:5", "federated"]
     killed = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert saved(tmp_path) == [4, 8]

@@ -3,7 +3,6 @@
 Two repetitions (seeds 3 and 4) of three asynchronous workers, in ten chunks of ten pushes.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,16 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from laws import killed_run
 from runner.helpers import at, differences, results, saved
 
 from dqn_jax.distributed.parameter_server import from_config
 from dqn_jax.runner import loop
 from dqn_jax.runner.records import METRICS, SUMMARY, read_metrics, read_returns
 
-SCRIPT = Path(__file__).parent.parent / "laws" / "killed_run.py"
-_spec = importlib.util.spec_from_file_location("killed_run", SCRIPT)
-killed_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(killed_run)
+SCRIPT = killed_run.__file__
 config_of = killed_run.server_config_of
 
 WARM_UP = 3 * 8
@@ -91,7 +88,7 @@ def test_the_run_is_worth_comparing(whole):
 
 def test_a_killed_run_resumed_is_the_one_never_killed(tmp_path, whole, driver_and_evaluator):
     """In a process of its own, in the middle of a line after the second save."""
-    command = [sys.executable, str(SCRIPT), str(tmp_path), "torn_line:8", "server"]
+    command = [sys.executable, SCRIPT, str(tmp_path), "torn_line:8", "server"]
     killed = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert saved(tmp_path) == SAVED[:2]
