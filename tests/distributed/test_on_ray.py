@@ -32,13 +32,17 @@ PATIENCE = 300.0
 
 
 @pytest.fixture(scope="module")
-def address():
-    """Of a cluster on this machine, which engines join and leave."""
+def address(tmp_path_factory):
+    """Of a cluster on this machine, which engines join and leave, showing the token that it asks for."""
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text(64 * "7")
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     head = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port), "--num-cpus", "4"]
     head += ["--include-dashboard", "false", "--disable-usage-stats"]
-    with subprocess.Popen(head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
+    with subprocess.Popen(head, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: listens(port) or process.poll() is not None)
             ray = on_ray.connect(f"127.0.0.1:{port}", num_workers=4)
