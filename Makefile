@@ -8,8 +8,8 @@ INSTALLED := .venv/.installed
 train: $(INSTALLED)
 	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
 
-# A crash ends the run: replacing the process that crashed, pytest-xdist 3.8 can wait for ever. Ray wants to start before jax, and
-# ends the process that uses it when it loses its head node: its tests have a process of their own.
+# A crash ends the run: replacing the process that crashed, pytest-xdist 3.8 can wait for ever. Ray ends the process that uses it
+# once its head node is gone: its tests have a process of their own.
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 --ignore tests/distributed/test_on_ray.py
 	$(BIN)/python -m pytest tests/distributed/test_on_ray.py
