@@ -11,7 +11,7 @@ train: $(INSTALLED)
 # A crash ends the run: replacing the process that crashed, pytest-xdist 3.8 can wait for ever. Ray ends the process that uses it
 # once its head node is gone: its tests have a process of their own.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 --ignore tests/distributed/test_on_ray.py
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/distributed/test_on_ray.py
 	$(BIN)/python -m pytest tests/distributed/test_on_ray.py
 
 lint: $(INSTALLED)

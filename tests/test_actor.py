@@ -12,7 +12,7 @@ from dqn_jax.agent import hyperparams_of
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, TimeStep
 from dqn_jax.networks import Network
-from dqn_jax.types import Transition
+from dqn_jax.types import Clock, Transition
 
 GAMMA = 0.5  # A power of two, as are the parts of all rewards: sums are exact in float32, so comparisons can be exact too.
 LENGTHS = (3, 1, 2, 5)
@@ -264,3 +264,18 @@ def test_environments_steps_and_keys_draw_apart():
     config = config_of()
     noises = [np.asarray(play(config, seed=seed)[1][0].s_t)[:, :, 2] for seed in (0, 1)]
     assert np.unique(noises).size == 2 * STEPS * NUM_ENVS
+
+
+def test_exploring_the_network_and_the_environment_draw_from_keys_of_their_own(monkeypatch):
+    """A network and a rule that choose what they were given as a key: three keys for each environment, each step others."""
+    data = jax.random.key_data
+    network = NETWORK._replace(apply=lambda params, obs, key, train: data(key))
+    monkeypatch.setattr("dqn_jax.actor.epsilon_greedy", lambda key, q_values, _: jnp.stack([data(key), q_values]))
+    config = config_of()
+    choose = make_actor(ENV, network, config).choose
+    state, keys = start(config), []
+    for _ in range(3):
+        choice = choose(state, 1.0)
+        keys += [*choice.actions.reshape(-1, 2).tolist(), *data(choice.env_keys).tolist()]
+        state = state.replace(clock=Clock(state.clock.count + 1))
+    assert len({tuple(key) for key in keys}) == len(keys) == 3 * 3 * NUM_ENVS

@@ -225,6 +225,22 @@ def test_clipping_scales_the_global_norm(max_grad_norm, step):
     np.testing.assert_allclose(info["update_norm"], np.linalg.norm(step), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        # Half of the clipped gradient; half of the gradient, of norm 2.5, would be clipped to (0.6, 0.8).
+        ({"learning_rate": 0.5}, [[0.3, 0], [0, 0.4]]),
+        # Adam's first step is rate * g / (|g| + eps), of the clipped g: (0.6 / 1.1, 0.8 / 1.3).
+        ({"optimizer": "adam", "optimizer_eps": 0.5, "learning_rate": 4.0}, [[24 / 11, 0], [0, 32 / 13]]),
+    ],
+    ids=["sgd", "adam"],
+)
+def test_gradients_are_clipped_before_the_optimizer_sees_them(changes, step):
+    learner, state = start(config_of(max_grad_norm=1.0, **changes))
+    state, _ = jax.jit(learner.apply)(state, grads_of([3, 0], [0, 4]))
+    np.testing.assert_allclose(w_of(state.params), np.array([[1, 0], [0, 2]]) - step, rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_are_averaged_before_they_are_clipped():
     """Two lanes pull apart with all their might; their mean is small and passes unclipped."""
     config = config_of(max_grad_norm=1.0, learning_rate=1.0)

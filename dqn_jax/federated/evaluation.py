@@ -85,7 +85,8 @@ def make_evaluator(
 
     def play(keys: jax.Array, params: Params) -> tuple[np.ndarray, np.ndarray]:
         returns, unfinished = parallel(rows(keys), rows(params), env_rows)
-        return np.concatenate(returns), np.concatenate(unfinished)
+        # To the host first: each slice of a divided array would be a program for all devices.
+        return np.concatenate(np.asarray(returns)), np.concatenate(np.asarray(unfinished))
 
     columns = [
         _columns(config, jax.tree.map(lambda x, i=i: x[i], envs), kinds) for i in range(len(envs.seen.max_steps_in_episode))

@@ -182,6 +182,18 @@ def test_first_priorities_are_the_actors_errors():
     np.testing.assert_allclose(block.priorities.reshape(-1), td_abs, rtol=1e-5)
 
 
+def test_first_priorities_are_of_the_newest_parameters():
+    """Those that the actor was sent with this order, and acted with."""
+    job = job_of(changed(agent=PRIORITISED))
+    old, new = (NETWORK.init(jax.random.key(seed)) for seed in (7, 8))
+    _, block, _ = job.work(job.begin(order(params=old)), order(params=new))
+    by_new = job.work(job.begin(order(params=new)), order(params=new))[1]
+    np.testing.assert_array_equal(block.priorities, by_new.priorities)
+    np.testing.assert_array_equal(block.transitions.a_tm1, by_new.transitions.a_tm1)
+    by_old = job.work(job.begin(order(params=old)), order(params=old))[1]
+    assert np.abs(by_old.priorities[0] - by_new.priorities[0]).max() > 0.01
+
+
 def test_first_priorities_reach_the_tree():
     config = changed(agent=PRIORITISED)
     side = actor_learner.make_learner_side(config, ENV, jax.local_devices()[:2])

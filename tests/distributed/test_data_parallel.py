@@ -8,8 +8,9 @@ import pytest
 from laws.common import ENV, NETWORK, STEADY, assert_bitwise, assert_close
 
 from dqn_jax.agent import make_agent, repeat
-from dqn_jax.config import ExperimentConfig, InputError, NetworkConfig, RunnerConfig
+from dqn_jax.config import ExperimentConfig, InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.distributed.data_parallel import AXIS, from_config, make_data_parallel
+from dqn_jax.envs import make_env
 from dqn_jax.mapping import check_replicas, over, stream_key
 
 DEVICES = jax.local_devices()
@@ -43,16 +44,30 @@ def test_shards_act_in_the_environments_of_one_agent():
     assert_bitwise(halves, alone)
 
 
-def test_devices_sum_counts_and_average_the_rest():
-    parallel = driver()
-    before = parallel.init()
-    # Both devices' ends of episodes are counted: a full batch of 8 environments, not the 4 of one device.
-    _, info = parallel.step(before)
-    ends = info["terminated"] + info["truncated"]
-    np.testing.assert_array_equal(info["episodes"], ends)
-    assert info["episodes"].dtype.kind == "i"
+def test_counts_are_sums_over_the_devices():
+    """Every episode is cut after three steps: of acts 10 to 14 it is the 12th, in the eight environments of both devices."""
+    parallel = driver(env=make_env("CartPole-v1", max_episode_steps=3))
+    _, info = parallel.step(parallel.init())
+    expected = {"episodes": 8, "truncated": 8, "terminated": 0, "return_sum": 24}
+    assert {name: info[name].tolist() for name in expected} == {name: [count] * 2 for name, count in expected.items()}
+    # What is not counted is averaged.
     np.testing.assert_array_equal(info["epsilon"], [1.0, 1.0])
     assert info["finite"].all()
+
+
+@pytest.mark.parametrize("part", ["params", "target_params", "opt_state"])
+def test_replicas_that_differ_in_one_bit_are_refused(part):
+    """One float32 further in one row of one leaf, which no tolerance would see."""
+    parallel = driver(config=dataclasses.replace(STEADY, optimizer="adam"))
+    state = parallel.init()
+    parallel.check(state)
+    leaves, structure = jax.tree.flatten(getattr(state.learner, part))
+    values = np.array(leaves[-1])
+    values[1].flat[-1] = np.nextafter(values[1].flat[-1], np.float32(np.inf))
+    leaves[-1] = jax.device_put(values, leaves[-1].sharding)
+    broken = state.replace(learner=state.learner.replace(**{part: jax.tree.unflatten(structure, leaves)}))
+    with pytest.raises(TrainingError, match=r"replicas differ in .*: device row\(s\) \[1\] are not bitwise equal to row 0"):
+        parallel.check(broken)
 
 
 @pytest.mark.parametrize("seeds_over_devices", [False, True])

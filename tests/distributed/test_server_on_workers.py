@@ -124,6 +124,17 @@ def test_a_lost_worker_gathers_experience_again():
     assert info["lag_max"] == 1
 
 
+def test_a_push_has_the_frames_of_all_its_steps():
+    """Three agent steps of two acts: a worker that is lost after two pushes has taken 12 frames."""
+    config = config_of(4, push="delta", local_steps=3)
+    config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, acts_per_step=2))
+    config = dataclasses.replace(config, runner=RunnerConfig(log_every=4 * 6))
+    state, info, played = play(config, [1, 1, -1, 1, 2])
+    assert [order.frames for worker, order in played.orders if worker == 0] == [0, 0, 0, 12, 12]
+    assert state.frames.tolist() == [18, 6]
+    assert info["frames"] == 4 * 6 + config.agent.warm_up_frames
+
+
 def test_nobody_runs_ahead_of_the_bound():
     """After each loss and each push, those wait who are two pushes ahead of the slowest."""
     _, _, played = play(config_of(4, mode="bounded", staleness_bound=1), [1, 1, -2, 2, 1])

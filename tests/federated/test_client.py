@@ -6,87 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from federated.quadratics import RATE, by_hand, planned, quadratic
 from laws.common import ENV, FREE, NETWORK
 from laws.federation import config_of, many, small, train
 
-from dqn_jax.agent import make_agent
-from dqn_jax.config import AgentConfig
 from dqn_jax.federated.aggregation import Aggregator, mean_of
-from dqn_jax.federated.client import make_client
 from dqn_jax.federated.driver import named_parts
-from dqn_jax.federated.rounds import make_federation
-from dqn_jax.federated.transforms import chain
-from dqn_jax.learner import make_learner
-from dqn_jax.networks import Network
 
-# Client i has the loss a_i (w - b_i)^2 / 2, and so the gradient a_i (w - b_i); the optimum of the sum is 5.5 / 2.5.
-SLOPES = jnp.array([1.0, 1.5])
-CENTRES = jnp.array([1.0, 3.0])
-RATE = 0.1
 OPTIMUM = 5.5 / 2.5
-SGD = AgentConfig(num_envs=1, optimizer="sgd", learning_rate=RATE, target_period=1_000, learning_starts=32)
-
-
-def quadratic(config, rounds, change=lambda parts: parts, poison=None):
-    """(server's w after each round, final state, infos) of two clients with one weight each, which begins at 0.
-
-    `poison` is a number of updates after which client 1's gradient is NaN for once.
-    """
-    network = Network(
-        init=lambda key: {"w": jnp.float32(0.0)},
-        apply=lambda params, obs, key, train: jnp.stack([params["w"], params["w"]]),
-        q_values=lambda outputs: outputs,
-    )
-    agent, learner = make_agent(ENV, network, SGD), make_learner(network, SGD)
-
-    def step(state, correction=None, active=True):
-        # The environment's parameters say which quadratic it is.
-        number = state.actor.env_params.max_steps_in_episode
-        gradient = SLOPES[number] * (state.learner.params["w"] - CENTRES[number])
-        if poison is not None:
-            gradient = jnp.where((number == 1) & (state.learner.updates.count == poison), jnp.nan, gradient)
-        new = state.replace(learner=learner.apply(state.learner, {"w": gradient}, correction)[0])
-        if active is not True:
-            new = jax.tree.map(lambda x, y: jnp.where(active, x, y), new, state)
-        return new, {"loss": 0.0, "episodes": 0, "return_sum": 0.0, "epsilon": 0.0}
-
-    agent = agent._replace(step=step, warm_up=lambda state: state)
-    parts = change(named_parts(ENV, network, SGD, config)._replace(client=make_client(agent, SGD, config, chain())))
-    federation = make_federation(network, parts, config)
-    env_params = many(ENV.params, 2).replace(max_steps_in_episode=jnp.arange(2))
-
-    def one_round(state, _):
-        state, info = federation.round(state)
-        return state, (state.server.params["w"], info)
-
-    @jax.jit
-    def run():
-        return jax.lax.scan(one_round, federation.init(0, env_params, jnp.arange(2)), length=rounds)
-
-    state, (weights, infos) = run()
-    return np.asarray(weights), state, infos
-
-
-def by_hand(local_steps, rounds, mu=0.0, scaffold=False):
-    """The same in plain Python, from the papers' pseudo-code."""
-    slopes, centres = (np.asarray(x, np.float64) for x in (SLOPES, CENTRES))
-    server, controls, control, history = 0.0, np.zeros(2), 0.0, []
-    for _ in range(rounds):
-        ends, means = [], []
-        for i in range(2):
-            w, raw = server, []
-            for _ in range(local_steps[i]):
-                gradient = slopes[i] * (w - centres[i])
-                raw.append(gradient)
-                w -= RATE * (gradient + mu * (w - server) + (control - controls[i] if scaffold else 0.0))
-            ends.append(w)
-            means.append(np.mean(raw))
-        if scaffold:
-            control += np.mean(np.array(means) - controls)
-            controls = np.array(means)
-        server = np.mean(ends)
-        history.append(server)
-    return np.array(history), controls, control
+"""Of the sum of the two quadratics."""
 
 
 def test_plain_averaging_by_hand():
@@ -123,39 +51,26 @@ def test_scaffold_by_hand_and_where_it_goes():
     np.testing.assert_allclose(corrected[-1], OPTIMUM, atol=1e-4)
 
 
-def stragglers(steps):
-    """Client i takes steps[i] of the round's steps."""
-
-    def change(parts):
-        def plan(key, state):
-            state, plan = parts.participation.plan(key, state)
-            return state, plan._replace(steps=jnp.array(steps))
-
-        return parts._replace(participation=parts.participation._replace(plan=plan))
-
-    return change
-
-
 def test_fednova_by_hand():
     config = config_of(num_clients=2, local_steps=4, stragglers=0.5, algorithm="fednova")
-    weights, _, infos = quadratic(config, 1, stragglers((1, 4)))
+    weights, _, infos = quadratic(config, 1, planned(steps=[1, 4]))
     # 0 -> 0.1 in one step, and 3 (1 - 0.85^4) in four; the mean step per update times the mean number of updates, 2.5.
     per_update = (0.1 / 1 + 3 * (1 - 0.85**4) / 4) / 2
     np.testing.assert_allclose(weights, [2.5 * per_update], rtol=1e-6)
     assert infos["updates"].tolist() == [5]
     # Alike clients are plainly averaged.
-    alike, _, _ = quadratic(config, 3, stragglers((4, 4)))
+    alike, _, _ = quadratic(config, 3, planned(steps=[4, 4]))
     np.testing.assert_allclose(alike, by_hand((4, 4), 3)[0], rtol=1e-5)
 
 
 def test_plain_averaging_of_stragglers_favours_the_fast():
     config = config_of(num_clients=2, local_steps=4, stragglers=0.5)
-    weights, _, _ = quadratic(config, 3, stragglers((1, 4)))
+    weights, _, _ = quadratic(config, 3, planned(steps=[1, 4]))
     np.testing.assert_allclose(weights, by_hand((1, 4), 3)[0], rtol=1e-5)
 
 
 def test_a_client_that_breaks_is_left_out_and_counted():
-    weights, state, infos = quadratic(config_of(num_clients=2, local_steps=2), 3, poison=2)
+    weights, state, infos = quadratic(config_of(num_clients=2, local_steps=2), 3, poison={1: 2})
     start = weights[0]
     # Round 1 merges client 0 alone; round 2 merges both again, from there.
     alone = 1 + (start - 1) * 0.9**2
@@ -171,7 +86,7 @@ def test_an_aggregator_that_promises_nothing_is_told_on():
     def change(parts):
         return parts._replace(aggregator=Aggregator(mean_of, leaves_out_non_finite=False))
 
-    weights, _, infos = quadratic(config_of(num_clients=2, local_steps=2), 2, change, poison=2)
+    weights, _, infos = quadratic(config_of(num_clients=2, local_steps=2), 2, change, poison={1: 2})
     assert np.isnan(weights[1])
     assert infos["finite"].tolist() == [True, False]
     assert infos["broken"].tolist() == [[False, False], [False, True]]
@@ -249,6 +164,6 @@ def test_scaffold_controls_stay_together_when_a_client_breaks():
     """The server's is the mean of the clients' before and after."""
     config = config_of(num_clients=2, local_steps=2, algorithm="scaffold")
     # The NaN is in the second of four rounds.
-    _, state, infos = quadratic(config, 4, poison=2)
+    _, state, infos = quadratic(config, 4, poison={1: 2})
     assert infos["left_out"].tolist() == [0, 1, 0, 0]
     np.testing.assert_allclose(state.server.control["w"], state.clients.control["w"].mean(), rtol=1e-5)

@@ -92,6 +92,20 @@ def assert_close(actual, expected, rtol=1e-5):
             np.testing.assert_array_equal(actual[name], values, err_msg=name)
 
 
+def assert_differs(actual, expected, rtol=1e-3):
+    """A control: the same leaves, shapes and dtypes, and one that differs by more than `rtol` of its largest entry."""
+    actual, expected = arrays(actual), arrays(expected)
+    kinds = [{name: (x.shape, x.dtype) for name, x in leaves.items()} for leaves in (actual, expected)]
+    assert kinds[0] == kinds[1]
+
+    def difference(name):
+        a, b = (np.nan_to_num(leaves[name].astype(float), posinf=1e30, neginf=-1e30) for leaves in (actual, expected))
+        return np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)
+
+    largest = max(difference(name) for name in expected)
+    assert largest > rtol, largest
+
+
 def assert_bitwise(actual, expected):
     """Every leaf is equal to the last bit."""
     actual, expected = arrays(actual), arrays(expected)

@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from laws.common import ENV, NETWORK
 
 from dqn_jax.federated.config import FederatedConfig, MergeConfig
@@ -22,7 +22,7 @@ def config_of(merge=None, **options):
 
 def many(env_params, count):
     """The same environment parameters for every client."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), env_params)
+    return jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), env_params)
 
 
 def train(agent_config, config, rounds, network=NETWORK, env_params=None, seed=SEED, change=lambda parts: parts):
@@ -31,12 +31,12 @@ def train(agent_config, config, rounds, network=NETWORK, env_params=None, seed=S
     federation = make_federation(network, parts, config)
     clients = config.num_clients
 
+    # Two programs: the first is the same for most configs, and compiled once for all of them.
     @jax.jit
-    def run():
-        state = federation.init(seed, env_params or many(ENV.params, clients), jnp.arange(clients))
+    def run(state):
         return jax.lax.scan(lambda state, _: federation.round(state), state, length=rounds)
 
-    return run()
+    return run(jax.jit(federation.init)(np.int32(seed), env_params or many(ENV.params, clients), np.arange(clients)))
 
 
 def client(state, index, shared_clocks=True):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from laws import federation
-from laws.common import ENV, NETWORK, STEADY, assert_close, clocks, without_clocks
+from laws.common import ENV, NETWORK, STEADY, assert_close, assert_differs, clocks, without_clocks
 
 from dqn_jax.agent import make_agent, make_chunk
 from dqn_jax.distributed.data_parallel import make_data_parallel
@@ -48,8 +48,7 @@ def test_row_is_the_single_run(many, single, row):
 def test_another_seed_is_another_run(many, single):
     state, _ = many
     one, _ = single(SEEDS[1])
-    with pytest.raises(AssertionError):
-        assert_close(jax.tree.map(lambda x: x[0, 0], state.learner.params), one.learner.params)
+    assert_differs(jax.tree.map(lambda x: x[0, 0], state.learner.params), one.learner.params)
 
 
 def test_a_repetition_of_a_federation_is_the_single_federation():
@@ -72,8 +71,7 @@ def test_a_repetition_of_a_federation_is_the_single_federation():
     one, _ = federation.train(agent, config, 6, env_params=own, seed=SEEDS[1])
     assert_close(jax.tree.map(lambda x: x[0, 1], many.clients), one.clients)
     assert_close(jax.tree.map(lambda x: x[0, 1], many.server), one.server)
-    with pytest.raises(AssertionError):
-        assert_close(jax.tree.map(lambda x: x[0, 0], many.server.params), one.server.params)
+    assert_differs(jax.tree.map(lambda x: x[0, 0], many.server.params), one.server.params)
     # Clients really differed in how far they got.
     assert len(set(one.clients.agent.learner.updates.count.tolist())) > 1
     assert info["participants"].tolist() == [12] * 3

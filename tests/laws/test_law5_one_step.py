@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from laws.common import ENV, NETWORK, STEADY, assert_close, without_clocks
+from laws.common import ENV, NETWORK, STEADY, assert_close, assert_differs, without_clocks
 from laws.federation import SEED, config_of, many, small
 
 from dqn_jax.agent import make_agent, repeat
@@ -36,13 +36,13 @@ def shards():
 
 @pytest.fixture(scope="module")
 def data_parallel():
-    """(before, after `vmap(axis_name)`, after `pmap`) of ROUNDS steps."""
+    """(before, after `vmap(axis_name)`, parameters after `pmap`) of ROUNDS steps."""
     agent, axes, before = shards()
     steps = repeat(agent.step, ROUNDS)
     lanes = jax.jit(jax.vmap(steps, in_axes=(axes,), out_axes=(axes, 0), axis_name=AXIS))(before)[0]
     devices = jax.local_devices()[:N]
     rows = jax.tree.map(lambda x, axis: x if axis == 0 else jnp.broadcast_to(x, (N, *x.shape)), before, expand(axes, before))
-    return before, lanes, over(steps, AXIS, devices)(place(rows, devices))[0]
+    return before, lanes, jax.device_get(over(steps, AXIS, devices)(place(rows, devices))[0].learner.params)
 
 
 def expand(axes, tree):
@@ -75,7 +75,7 @@ def test_one_step_a_round_is_data_parallel(data_parallel, federated):
     before, lanes, devices = data_parallel
     state = federated(before, jnp.float32(1.0))
     assert_close(state.server.params, first(lanes.learner.params))
-    assert_close(state.server.params, first(devices.learner.params))
+    assert_close(state.server.params, first(devices))
     # And each client has seen what its device saw.
     assert_close(without_clocks(state.clients.agent.replay), without_clocks(lanes.replay))
     assert_close(state.clients.agent.actor.env_state, lanes.actor.env_state)
@@ -84,5 +84,4 @@ def test_one_step_a_round_is_data_parallel(data_parallel, federated):
 def test_a_server_that_does_not_go_all_the_way_is_not(data_parallel, federated):
     before, lanes, _ = data_parallel
     state = federated(before, jnp.float32(0.9))
-    with pytest.raises(AssertionError):
-        assert_close(state.server.params, first(lanes.learner.params))
+    assert_differs(state.server.params, first(lanes.learner.params))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from laws import federation
-from laws.common import ENV, NETWORK, STEADY, arrays, assert_close, without_clocks
+from laws.common import ENV, NETWORK, STEADY, arrays, assert_close, assert_differs, without_clocks
 
 from dqn_jax.distributed.data_parallel import make_data_parallel
 from dqn_jax.federated.driver import draw_all, make_federated
@@ -25,7 +25,9 @@ def checksums(seeds, device_counts):
     arithmetic is the same without that pass, so the law is checked to the bit in a process that does without it.
     """
     tests = Path(__file__).parent.parent
-    environment = os.environ | {"XLA_FLAGS": "--xla_disable_hlo_passes=cse", "PYTHONPATH": str(tests)}
+    # Without the fusion emitters that other tests do without, last bits move again.
+    flags = "--xla_backend_optimization_level=0 --xla_disable_hlo_passes=cse"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tests)}
     script = [sys.executable, str(tests / "laws" / "sharded_seeds.py"), json.dumps(seeds), json.dumps(device_counts)]
     result = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=True)
     return json.loads(result.stdout)
@@ -92,5 +94,4 @@ def test_clients_sharded_over_devices_are_the_same_clients(options):
     assert_close(params_four, params)
     assert_close(info_four["drift"], info["drift"])
     assert [info_four[name].tolist() for name in ("frames", "bytes")] == [info[name].tolist() for name in ("frames", "bytes")]
-    with pytest.raises(AssertionError):
-        assert_close(jax.tree.map(lambda x: x[::-1], clients_four), clients)
+    assert_differs(jax.tree.map(lambda x: x[::-1], clients_four), clients)

@@ -107,8 +107,13 @@ POINTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def driver_and_evaluator():
+    return from_config(killed_run.config_of(Path("unused")))
+
+
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_and_resumed_is_never_killed(tmp_path, whole, point):
+def test_killed_and_resumed_is_never_killed(tmp_path, whole, driver_and_evaluator, point):
     run_dir = tmp_path / "run"
     killed = start(run_dir, point)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -121,15 +126,14 @@ def test_killed_and_resumed_is_never_killed(tmp_path, whole, point):
     assert aside == ([f".writing_{step_of(6)}"] if point == "torn_arrays:2" else [])
     assert not (run_dir / SUMMARY).exists()
 
-    resumed = start(run_dir)
-    assert resumed.returncode == 0, resumed.stderr
+    # This process is another one than the first's too; a fresh one starts twice as slowly.
+    if point == "torn_arrays:2":
+        resumed = start(run_dir)
+        assert resumed.returncode == 0, resumed.stderr
+    else:
+        driver, evaluator = driver_and_evaluator
+        loop.run(driver, killed_run.config_of(run_dir), evaluator)
     assert differences(run_dir, whole) == set()
-
-
-@pytest.fixture(scope="module")
-def driver_and_evaluator():
-    """In this process, which is another one than the first's too."""
-    return from_config(killed_run.config_of(Path("unused")))
 
 
 @pytest.fixture
@@ -150,7 +154,7 @@ def resume(tmp_path, whole, driver_and_evaluator):
 def one_byte_of_replay(state):
     """The lowest byte of the first number of the newest transition, which stays until the run ends."""
     rewards = np.array(state.replay.storage.r_t)
-    newest = (int(state.replay.added.count[0]) - 1) % rewards.shape[-1]
+    newest = (int(np.asarray(state.replay.added.count)[0]) - 1) % rewards.shape[-1]
     rewards.view(np.uint8).reshape(*rewards.shape, 4)[0, 0, newest, 0] ^= 1
     storage = state.replay.storage._replace(r_t=jax.device_put(rewards, state.replay.storage.r_t.sharding))
     return state.replace(replay=state.replay.replace(storage=storage))

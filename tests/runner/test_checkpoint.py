@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from dqn_jax.config import ExperimentConfig, InputError
+from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
+from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import over, place
 from dqn_jax.runner import checkpoint
 from dqn_jax.runner.checkpoint import ARRAYS, MANIFEST, DamagedCheckpoint, newest_valid, read, save
@@ -229,6 +231,30 @@ def test_a_changed_config_is_refused_field_by_field():
         "runner.log_every was 10000 and is None",
         "seed was 0 and is 5",
     ]
+
+
+@pytest.mark.parametrize("config", [ExperimentConfig(), FederatedExperiment(), ServerExperiment(), ActorLearnerExperiment()])
+def test_nothing_else_may_change(config):
+    """Each field of each config, on its own, but for budgets, places and what a run says of itself."""
+    free = {"total_frames", "rounds", "run_dir", "resume", "threshold", "patience", "ray_address"}
+
+    def changes(saved):
+        for name, value in saved.items():
+            if isinstance(value, dict):
+                yield from (((name, *path), saved | {name: inner}) for path, inner in changes(value))
+            else:
+                yield (name,), saved | {name: "something else"}
+
+    refused = set()
+    saved = config_dict(config)
+    for path, changed in changes(saved):
+        if path[-1] in free:
+            checkpoint.check_same_config(saved, changed)
+        else:
+            with pytest.raises(InputError, match=rf"\({'.'.join(path)} was "):
+                checkpoint.check_same_config(saved, changed)
+            refused.add(path[-1])
+    assert {"discount", "hidden_sizes", "eval_every", "seed", "env"} <= refused
 
 
 def test_what_may_change_may_change():

@@ -191,6 +191,8 @@ def uninterrupted(tmp_path_factory) -> dict:
         (25, 30, [25, 55, 75, 105], [35, 65, 95, 105]),
         (3, 10, list(range(15, 106, 10)), list(range(15, 106, 10))),  # shorter than a chunk: once a chunk
         (100, 104, [105], [105]),
+        # A multiple of each lies one frame after the end of a chunk: 26 and 36.
+        (26, 36, [35, 55, 85, 105], [45, 75, 105]),
         (105, 50, [105], [55, 105]),
         (1000, 1000, [], [105]),  # never on the way
     ],
