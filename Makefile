@@ -3,16 +3,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: train test lint clean
+.PHONY: train check test lint clean
 
 train: $(INSTALLED)
 	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
 
+PYTEST := $(BIN)/python -m pytest
+# Two processes take the files in turn.
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+# Lint, types, units, and the laws at their smallest: what to run before every commit.
+check: $(INSTALLED) lint
+	$(PYTEST) $(TWO) -m "not long" tests
+
 # A crash ends the run: replacing the process that crashed, pytest-xdist 3.8 can wait for ever. Ray ends the process that uses it
 # once its head node is gone: its tests have a process of their own.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/distributed/test_on_ray.py
-	$(BIN)/python -m pytest tests/distributed/test_on_ray.py
+	$(PYTEST) $(TWO) --ignore tests/distributed/test_on_ray.py
+	$(PYTEST) tests/distributed/test_on_ray.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
 from dqn_jax.types import Sample, Transition
 
+pytestmark = pytest.mark.long
+
 SEED = 5
 # Two actors with two environments each. A block of 4 acts is two steps of the agent: 8 frames, 2 updates.
 CONFIG = ActorLearnerExperiment(

@@ -13,6 +13,8 @@ from dqn_jax.distributed.data_parallel import AXIS, from_config, make_data_paral
 from dqn_jax.envs import make_env
 from dqn_jax.mapping import check_replicas, over, stream_key
 
+pytestmark = pytest.mark.long
+
 DEVICES = jax.local_devices()
 
 

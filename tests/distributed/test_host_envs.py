@@ -18,6 +18,8 @@ from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperimen
 from dqn_jax.distributed.engines import on_ray
 from dqn_jax.distributed.engines.post import Order
 
+pytestmark = pytest.mark.long
+
 LIMIT = 15
 CONFIG = ActorLearnerExperiment(
     env="gymnasium:CartPole-v1",

@@ -27,6 +27,8 @@ from dqn_jax.distributed.engines import on_ray
 from dqn_jax.distributed.engines.post import Job, Lost, Order
 from dqn_jax.runner.loop import run
 
+pytestmark = pytest.mark.long
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 PATIENCE = 300.0
 

@@ -26,6 +26,8 @@ from dqn_jax.replay import ReplayState
 from dqn_jax.types import Clock
 from dqn_jax.virtual_time import SERVICE_TIMES
 
+pytestmark = pytest.mark.long
+
 SEED = 3
 SMALL = small(STEADY)
 NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.obs_shape, ENV.num_actions)

@@ -21,6 +21,8 @@ from dqn_jax.distributed.config import ServerConfig, ServerExperiment
 from dqn_jax.distributed.engines.post import Engine, Job, Lost, Report
 from dqn_jax.distributed.roles import make_worker
 
+pytestmark = pytest.mark.long
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 PARAMS = NETWORK.init(jax.random.key(1))
 INFO = {"loss": 1.0, "epsilon": 0.5, "episodes": 2, "return_sum": 3.0, "terminated": 1, "truncated": 1}

@@ -16,6 +16,8 @@ from dqn_jax.federated.driver import draw_all
 from dqn_jax.mapping import stream_key
 from dqn_jax.types import Clock
 
+pytestmark = pytest.mark.long
+
 N = 3
 SEEDS = (3, 8)
 DEVICES = jax.local_devices()

@@ -13,6 +13,8 @@ from laws.federation import config_of, many, small, train
 from dqn_jax.federated.aggregation import Aggregator, mean_of
 from dqn_jax.federated.driver import named_parts
 
+pytestmark = pytest.mark.long
+
 OPTIMUM = 5.5 / 2.5
 """Of the sum of the two quadratics."""
 

@@ -18,6 +18,8 @@ from dqn_jax.federated.driver import draw_all, from_config, make_federated, name
 from dqn_jax.mapping import stream_key
 from dqn_jax.networks import make_network
 
+pytestmark = pytest.mark.long
+
 CLIENT = small(STEADY)
 NETWORK = make_network(NetworkConfig(hidden_sizes=(8,)), ENV.obs_shape, ENV.num_actions)
 DEVICES = jax.local_devices()

@@ -26,6 +26,8 @@ from dqn_jax.federated.aggregation import Aggregator, mean_of
 from dqn_jax.federated.rounds import make_federation
 from dqn_jax.federated.transforms import compressor
 
+pytestmark = pytest.mark.long
+
 DOWN, UP = 4, 4 + 20
 """Bytes of a broadcast of one weight, and of an update with its five numbers."""
 

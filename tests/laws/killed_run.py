@@ -148,13 +148,9 @@ def arm(point: str, driver):
             kill()
         return original(self, line)
 
-    def forget(self, template):
-        return template
-
     if kind in ("chunk", "stop"):
         return driver._replace(step=step)
     owner, name, deadly = {
-        "forget": (checkpoint.Checkpoint, "restore", forget),
         "torn_arrays": (checkpoint, "_flush", flush),
         "after_rename": (checkpoint, "_flush_directory", flush_directory),
         "torn_line": (Records, "append_metrics", metrics),

@@ -1,4 +1,4 @@
-"""Trains four seeds on 1, 2 and 4 devices and prints, for each, the checksum of everything that came out. Run by law 6."""
+"""Trains four seeds on so many devices and prints, for each number, the checksum of all that came out. Run by law 6."""
 
 import hashlib
 import json

@@ -58,7 +58,12 @@ def sharded(config, samples, num_devices, use_pmap, axis_name=AXIS):
 
 @pytest.mark.parametrize(
     ("optimizer", "num_updates", "num_devices", "use_pmap"),
-    [("sgd", 100, 2, True), ("sgd", 100, 2, False), ("sgd", 100, 4, True), ("adam", 10, 4, True)],
+    [
+        ("sgd", 100, 2, True),
+        pytest.param("sgd", 100, 2, False, marks=pytest.mark.long),
+        pytest.param("sgd", 100, 4, True, marks=pytest.mark.long),
+        pytest.param("adam", 10, 4, True, marks=pytest.mark.long),
+    ],
 )
 def test_sharded_learner_is_one_learner(num_devices, use_pmap, optimizer, num_updates):
     config = dataclasses.replace(STEADY, optimizer=optimizer, learning_rate=1e-3 if optimizer == "adam" else 1e-2)

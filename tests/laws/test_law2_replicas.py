@@ -11,7 +11,7 @@ from dqn_jax.distributed.data_parallel import make_data_parallel
 from dqn_jax.mapping import check_replicas, over, place
 
 
-@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("num_devices", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_replicas_stay_identical(num_devices):
     driver = make_data_parallel(ENV, NETWORK, FREE, seeds=[3, 4], devices=jax.local_devices()[:num_devices], steps_per_chunk=25)
     state = driver.init()

@@ -51,6 +51,7 @@ def test_another_seed_is_another_run(many, single):
     assert_differs(jax.tree.map(lambda x: x[0, 0], state.learner.params), one.learner.params)
 
 
+@pytest.mark.long
 def test_a_repetition_of_a_federation_is_the_single_federation():
     """Row i of many federations is the one with seed i and its draw of environments, also where clients' clocks differ."""
     config = federation.config_of(

@@ -38,13 +38,17 @@ def one(**options):
     return config_of(num_clients=1, **options)
 
 
-@pytest.mark.parametrize(("local_steps", "rounds"), [(1, 40), (8, 5), (40, 1)])
+@pytest.mark.parametrize(
+    ("local_steps", "rounds"),
+    [pytest.param(1, 40, marks=pytest.mark.long), (8, 5), pytest.param(40, 1, marks=pytest.mark.long)],
+)
 def test_for_every_number_of_local_steps(plain, local_steps, rounds):
     state, _ = train(PLAIN, one(local_steps=local_steps), rounds)
     assert_close(client(state, 0), plain)
     assert_close(state.server.params, plain.learner.params)
 
 
+@pytest.mark.long
 # An average over one client is the client's own; its own initial parameters are the common ones; a participant drawn from one
 # is that one; a client that has time for a thousand episodes takes all of its steps.
 @pytest.mark.parametrize(
@@ -61,6 +65,7 @@ def test_choices_that_are_nothing_for_one_client(adam, options):
     assert_close(client(state, 0, shared_clocks=not own_clocks), adam)
 
 
+@pytest.mark.long
 def test_with_prioritised_replay():
     config = dataclasses.replace(PLAIN, replay="prioritised", n_step=1)
     state, _ = train(config, one(local_steps=4), 2)
@@ -71,11 +76,13 @@ def differs(state, expected, part):
     assert_differs(part(client(state, 0)), part(expected))
 
 
+@pytest.mark.long
 def test_a_target_copied_from_the_server_is_another(adam):
     state, _ = train(ADAM, one(local_steps=4, merge={"target": "global"}), 2)
     differs(state, adam, lambda agent: agent.learner.target_params)
 
 
+@pytest.mark.long
 def test_reset_moments_are_those_of_the_last_round_alone(adam):
     state, _ = train(ADAM, one(local_steps=4, merge={"moments": "reset"}), 2)
     differs(state, adam, lambda agent: agent.learner.params)
@@ -86,6 +93,7 @@ def test_reset_moments_are_those_of_the_last_round_alone(adam):
     assert_close(client(state, 0).replay.added, adam.replay.added)
 
 
+@pytest.mark.long
 def test_a_cleared_replay_is_filled_before_the_first_update():
     config = one(local_steps=4, merge={"replay": "clear"})
     state, infos = train(ADAM, config, 2)
@@ -97,6 +105,7 @@ def test_a_cleared_replay_is_filled_before_the_first_update():
     assert int(client(state, 0).actor.clock.count) * ADAM.num_envs == 2 * (refill + 8)
 
 
+@pytest.mark.long
 def test_epsilon_restarts_with_the_round():
     decaying = dataclasses.replace(ADAM, epsilon_end=0.0, epsilon_decay_frames=40)
     restarted, infos = train(decaying, one(local_steps=4, merge={"epsilon": "restart"}), 3)
@@ -106,6 +115,7 @@ def test_epsilon_restarts_with_the_round():
     assert int(client(restarted, 0).actor.clock.count) * decaying.num_envs == decaying.warm_up_frames + 3 * 8
 
 
+@pytest.mark.long
 def test_a_client_on_its_own_is_the_plain_agent_and_the_server_its_copy(adam):
     state, _ = train(ADAM, one(local_steps=4, merge={"parameters": "keep"}), 2)
     assert_close(client(state, 0), adam)

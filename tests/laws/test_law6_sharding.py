@@ -35,15 +35,17 @@ def checksums(seeds, device_counts):
 
 @pytest.fixture(scope="module")
 def reference():
-    return checksums(SEEDS, [1, 2, 4])
+    return checksums(SEEDS, [1, 4])
 
 
+@pytest.mark.long
 def test_sharding_changes_no_bit(reference):
-    assert reference["1"] == reference["2"] == reference["4"]
+    assert reference["1"] == reference["4"]
 
 
+@pytest.mark.long
 def test_another_seed_changes_the_checksum(reference):
-    assert checksums([2, 3, 5, 8], [2])["2"] != reference["2"]
+    assert checksums([2, 3, 5, 8], [4])["4"] != reference["4"]
 
 
 def per_lane(state):
@@ -65,6 +67,7 @@ def test_with_all_passes_only_last_bits_move():
     assert_close(two[1], one[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

@@ -84,22 +84,32 @@ def assert_law(state, shards, optimizer=True):
     assert_close(workers.stream, shards.stream)
 
 
-@pytest.mark.parametrize(("num_workers", "reference"), [(2, on_devices), (4, on_devices), (4, on_one_device)])
+@pytest.mark.parametrize(
+    ("num_workers", "reference"),
+    [
+        (2, on_devices),
+        pytest.param(4, on_devices, marks=pytest.mark.long),
+        pytest.param(4, on_one_device, marks=pytest.mark.long),
+    ],
+)
 def test_a_barrier_is_data_parallel(num_workers, reference):
     state = served(SGD, num_workers)
     assert int(state.server.updates.count) == STEPS
     assert_law(state, reference(SGD, num_workers))
 
 
+@pytest.mark.long
 def test_a_barrier_is_data_parallel_with_adam():
     assert_law(served(ADAM, 2, 10), on_one_device(ADAM, 2, 10))
 
 
+@pytest.mark.long
 def test_the_mean_of_single_descents_is_data_parallel():
     """With plain descent a worker's own step is its gradient times the rate, so their mean is the step on the mean."""
     assert_law(served(SGD, 4, push="delta"), on_one_device(SGD, 4), optimizer=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

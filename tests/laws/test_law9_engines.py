@@ -65,6 +65,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_a_server_with_workers_is_the_model_on_device(case):
     backend, server = CASES[case]
@@ -80,6 +81,7 @@ def test_a_server_with_workers_is_the_model_on_device(case):
         np.testing.assert_allclose(info["return_sum"], model["return_sum"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backend", "seed", "server", "model"),
     [
@@ -139,7 +141,14 @@ def learned(state):
     return without_clocks(parts), counts
 
 
-@pytest.mark.parametrize(("num_actors", "backend", "num_devices"), [(1, "threads", 1), (2, "in-process", 1), (4, "threads", 2)])
+@pytest.mark.parametrize(
+    ("num_actors", "backend", "num_devices"),
+    [
+        (1, "threads", 1),
+        pytest.param(2, "in-process", 1, marks=pytest.mark.long),
+        pytest.param(4, "threads", 2, marks=pytest.mark.long),
+    ],
+)
 def test_synchronous_actors_are_one_agent(num_actors, backend, num_devices):
     state, info = with_actors(actors_config(num_actors, backend, num_devices))
     expected, plain = one_agent(num_devices)
@@ -152,6 +161,7 @@ def test_synchronous_actors_are_one_agent(num_actors, backend, num_devices):
     assert info["lag_max"].tolist() == [0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [{"seed": SEED + 1}, {"mode": "asynchronous"}],
@@ -177,6 +187,7 @@ def agent_with_epsilons(permuted=False):
     return train()
 
 
+@pytest.mark.long
 def test_actors_on_a_ladder_are_one_agent_with_an_epsilon_for_each_environment():
     state, info = with_actors(actors_config(4, exploration="ladder"))
     expected, plain = agent_with_epsilons()
@@ -185,6 +196,7 @@ def test_actors_on_a_ladder_are_one_agent_with_an_epsilon_for_each_environment()
     np.testing.assert_allclose(info["epsilon"], [plain["epsilon"]], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_actors_on_another_ladder_are_not():
     state, _ = with_actors(actors_config(4, exploration="ladder"))
     parts, _ = learned(agent_with_epsilons(permuted=True)[0])

@@ -1,12 +1,10 @@
 """Laws 8 and 9 for several processes: two of two devices are one of four, and killed and resumed they are never killed.
 
-Every start of processes is a few seconds of imports, so the tests share five of them.
+Every start of processes is a few seconds of imports, so the tests share four of them.
 """
 
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +15,15 @@ import numpy as np
 import pytest
 from laws import killed_run
 from laws.common import assert_close, assert_differs
+from laws.run_files import arrays_of, differences, without_times
 
 from dqn_jax.config import InputError
 from dqn_jax.distributed import data_parallel
 from dqn_jax.mapping import place
 from dqn_jax.runner import checkpoint, loop
-from dqn_jax.runner.records import RETURNS, SUMMARY, read_metrics
+from dqn_jax.runner.records import read_metrics
+
+pytestmark = pytest.mark.long
 
 SCRIPT = killed_run.__file__
 
@@ -53,34 +54,8 @@ def steps_in(run_dir: Path) -> list[int]:
     return sorted((frames - killed_run.INITIAL_FRAMES) // killed_run.FRAMES_PER_CHUNK for frames in done)
 
 
-def state_of(run_dir: Path) -> dict[str, np.ndarray]:
-    """The leaves [4, ...] of the newest checkpoint, their rows from all of its shards."""
-    path = max(run_dir.glob("checkpoints/step_*"))
-    names = [leaf["name"] for leaf in json.loads((path / checkpoint.MANIFEST).read_text())["body"]["leaves"]]
-    shards = [np.load(shard) for shard in sorted(path.glob("arrays-*.npz"))]
-    return {name: np.concatenate([shard[f"arr_{index}"] for shard in shards]) for index, name in enumerate(names)}
-
-
-def without_times(values: dict) -> dict:
-    return {name: value for name, value in values.items() if not name.endswith(("_seconds", "_per_second"))}
-
-
 def lines_of(run_dir: Path) -> list[dict]:
     return [without_times(line) for line in read_metrics(run_dir)]
-
-
-def differences(run_dir: Path, other: Path) -> set[str]:
-    """Names of all that is not bitwise the same in two finished runs, apart from how long they took."""
-    a, b = state_of(run_dir), state_of(other)
-    found = {name for name in a.keys() | b.keys() if a[name].tobytes() != b[name].tobytes()}
-    summaries = [without_times(json.loads((directory / SUMMARY).read_text())) for directory in (run_dir, other)]
-    pairs = {
-        "metrics": (lines_of(run_dir), lines_of(other)),
-        "returns": ((run_dir / RETURNS).read_bytes(), (other / RETURNS).read_bytes()),
-        "summary": summaries,
-        "checkpoints": (steps_in(run_dir), steps_in(other)),
-    }
-    return found | {name for name, (one, two) in pairs.items() if one != two}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +78,7 @@ def alone(run_dir: Path) -> Path:
 
 def assert_same_run(run_dir: Path, other: Path) -> None:
     """Law 9: experience and counts are the same, parameters up to the order in which gradients are added."""
-    assert_close(state_of(run_dir), state_of(other))
+    assert_close(arrays_of(run_dir), arrays_of(other))
     lines, others = lines_of(run_dir), lines_of(other)
     assert [line.keys() for line in lines] == [line.keys() for line in others]
     for line, expected in zip(lines, others, strict=True):
@@ -116,7 +91,7 @@ def test_two_processes_of_two_devices_are_one_of_four(whole, tmp_path):
     assert len(list((max(whole.glob("checkpoints/step_*"))).glob("arrays-*.npz"))) == 2
     assert_same_run(whole, alone(tmp_path / "alone"))
     # Law 2 across processes: the first reduction of gradients that is not the same everywhere would show.
-    for name, values in state_of(whole).items():
+    for name, values in arrays_of(whole).items():
         if name.startswith(".learner"):
             assert {row.tobytes() for row in values} == {values[0].tobytes()}, name
 
@@ -125,7 +100,7 @@ def test_processes_that_each_number_their_devices_from_zero_are_seen(whole, tmp_
     """The control: shards 0, 1, 0, 1 in place of 0, 1, 2, 3."""
     again = np.array([0, 1, 0, 1])
     monkeypatch.setattr(data_parallel, "place", lambda tree, devices: place(jax.tree.map(lambda x: x[again], tree), devices))
-    assert_differs(state_of(whole), state_of(alone(tmp_path / "alone")))
+    assert_differs(arrays_of(whole), arrays_of(alone(tmp_path / "alone")))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +113,6 @@ def resumed(whole, tmp_path_factory) -> tuple[Path, list[subprocess.CompletedPro
     steps.append(steps_in(run_dir))
     shard = run_dir / "checkpoints" / f"step_{frames_after(6):012d}" / "arrays-1.npz"
     os.truncate(shard, shard.stat().st_size - 1)
-    shutil.copytree(run_dir, run_dir.with_name("killed"))
     done = start(run_dir)
     assert steps == [[3, 4], [4, 6]], (stopped.stderr, killed.stderr)
     return run_dir, [stopped, killed, done]
@@ -167,15 +141,6 @@ def test_killed_and_resumed_is_never_killed(resumed, whole):
     assert f"warning: step_{frames_after(6):012d} is damaged (arrays-1.npz is not what was written)" in done.stdout
     assert f"at {frames_after(4):,} frames" in done.stdout
     assert differences(run_dir, whole) == set()
-
-
-def test_a_state_that_one_process_does_not_restore_is_seen(resumed):
-    """The control: process 1 goes on from a state of its own."""
-    run_dir = resumed[0].with_name("killed")
-    done = start(run_dir, "forget")
-    assert done.returncode == 1
-    assert "parameters of process(es) [1] are not bitwise those of process 0" in done.stderr
-    assert steps_in(run_dir) == [4, 6]
 
 
 def test_another_number_of_processes_is_refused(whole):

@@ -7,16 +7,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.long
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "data_parallel.py"
 LIMIT_SECONDS = 800
 
 
-def final_returns(run_dir, *flags):
+# With all of the compiler's passes: it trains for much longer than it compiles.
+ALL_PASSES = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def final_returns(run_dir, *flags, env=ALL_PASSES):
     """[S] mean greedy returns of the final parameters."""
     command = [sys.executable, str(SCRIPT), "--num-seeds", "4", "--num-devices", "2", "--run-dir", str(run_dir), *flags]
-    # With all of the compiler's passes: it trains for much longer than it compiles.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return np.array(json.loads((run_dir / "summary.json").read_text())["final_returns"])
@@ -29,5 +34,5 @@ def test_learns(tmp_path):
 
 
 def test_a_frozen_learner_does_not(tmp_path):
-    returns = final_returns(tmp_path / "run", "--agent.learning-rate", "1e-12", "--total-frames", "60000")
+    returns = final_returns(tmp_path / "run", "--agent.learning-rate", "1e-12", "--total-frames", "60000", env=os.environ)
     assert returns.max() < 250, returns

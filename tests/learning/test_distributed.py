@@ -11,6 +11,8 @@ from dqn_jax.distributed import actor_learner, actors, engines, server_on_worker
 from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
 from dqn_jax.mapping import evaluation_key
 
+pytestmark = pytest.mark.long
+
 AGENT = AgentConfig(
     batch_size=64,
     replay_capacity=10_000,

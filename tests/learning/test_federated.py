@@ -11,6 +11,8 @@ from dqn_jax.federated.driver import from_config
 from dqn_jax.federated.presets import HETEROGENEOUS
 from dqn_jax.mapping import evaluation_key
 
+pytestmark = pytest.mark.long
+
 SEEDS = (0, 1)
 CONFIG = dataclasses.replace(
     HETEROGENEOUS,

@@ -13,6 +13,8 @@ from dqn_jax.config import AgentConfig, NetworkConfig
 from dqn_jax.envs import Environment, TimeStep
 from dqn_jax.networks import make_network
 
+pytestmark = pytest.mark.long
+
 GAMMA = 0.5
 TIME_LIMIT = 5
 SEEDS = jnp.arange(4)

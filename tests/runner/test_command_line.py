@@ -14,6 +14,8 @@ from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, NetworkCon
 from dqn_jax.runner.command_line import exit_code_of, parse
 from dqn_jax.runner.signals import Stopped
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).parents[2] / "experiments" / "data_parallel.py"
 PRESETS = {
     "first": ExperimentConfig(agent=AgentConfig(num_envs=8), run_dir=Path("runs/first")),

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 from laws import killed_run
-from runner.helpers import at, differences, saved
+from laws.run_files import differences, saved
+from runner.helpers import at
 
 from dqn_jax.config import TrainingError
 from dqn_jax.federated.driver import from_config
@@ -23,6 +24,8 @@ from dqn_jax.mapping import PLANS, stream_key
 from dqn_jax.runner import loop
 from dqn_jax.runner.records import CHECKPOINTS, CONFIG, METRICS, RETURNS, SUMMARY, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
+
+pytestmark = pytest.mark.long
 
 SCRIPT = killed_run.__file__
 config_of = killed_run.federated_config_of
@@ -153,7 +156,7 @@ def test_an_extended_run_is_the_long_run(tmp_path, whole, driver_and_evaluator, 
     assert saved(tmp_path) == [4, 6]
     assert {row["rounds"] for row in read_returns(tmp_path)} == {4, 6}
     loop.run(driver, config_of(tmp_path), evaluator)
-    assert differences(tmp_path, whole) == set()
+    assert differences(tmp_path, whole) == {CHECKPOINTS}
     out = capsys.readouterr().out
     assert "at 6 rounds" in out
     assert "8/10 rounds" in out
@@ -165,7 +168,7 @@ def test_a_stopped_run_resumed_is_the_one_never_stopped(tmp_path, whole, driver_
     with pytest.raises(Stopped, match=r"stopped at 6 rounds, saved in .*step_000000000006"):
         loop.run(stop, config_of(tmp_path), evaluator)
     loop.run(driver, config_of(tmp_path), evaluator)
-    assert differences(tmp_path, whole) == set()
+    assert differences(tmp_path, whole) == {CHECKPOINTS}
 
 
 def test_a_killed_run_resumed_is_the_one_never_killed(tmp_path, whole, driver_and_evaluator, no_plot):

@@ -17,6 +17,8 @@ from dqn_jax.config import InputError, TrainingError
 from dqn_jax.runner import peers
 from dqn_jax.runner.hosts import Hosts, join, parse_hosts
 
+pytestmark = pytest.mark.long
+
 LIMIT_SECONDS = 300
 PLACE = ["--coordinator", "localhost:1234", "--num-processes", "2", "--process-id", "1"]
 DATA_PARALLEL = Path(__file__).parents[2] / "experiments" / "data_parallel.py"
@@ -137,6 +139,8 @@ hosts.START_SECONDS = 2
 def main():
     place, (first, second) = hosts.parse_hosts()
     hosts.join(place)
+    import numpy as np
+    from dqn_jax.config import TrainingError
     from dqn_jax.runner import peers
     from dqn_jax.runner.records import open_records
     mine = (first, second)[place.process_id]
@@ -144,6 +148,10 @@ def main():
     try:
         peers.check_same({"seed": place.process_id, "run_dir": mine})
     except ValueError as error:
+        print(error, flush=True)
+    try:
+        peers.check_equal(lambda: {"equal": np.zeros(2), "own": np.full(2, place.process_id)}, "parameters")
+    except TrainingError as error:
         print(error, flush=True)
     open_records(Path(mine), resume=False)
 
@@ -156,6 +164,7 @@ def test_processes_meet_and_refuse_what_they_do_not_share(tmp_path):
     assert status == 2, err
     assert out.count(str([str(tmp_path / "a"), str(tmp_path / "b")])) == 2
     assert out.count("process 1 has another seed than process 0: start all with the same flags") == 2
+    assert out.count("parameters of process(es) [1] are not bitwise those of process 0") == 2
     for path in "ab":
         refusal = rf"run_dir \S+/{path} is not shared, process\(es\) \[1\] do not see what process 0 writes there: name a"
         assert len(re.findall(refusal, err)) == 1, err

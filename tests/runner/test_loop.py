@@ -209,6 +209,22 @@ def test_periods_are_crossed_whatever_the_chunk(tmp_path, eval_every, checkpoint
     assert saved(tmp_path) == saved_at
 
 
+def test_processes_whose_parameters_differ_save_nothing(tmp_path, monkeypatch):
+    """Each compares its own with the others' before every checkpoint."""
+    compared = []
+
+    def check_equal(parameters, what):
+        compared.append(parameters())
+        if len(compared) == 2:
+            raise TrainingError(f"{what} of process(es) [1] are not bitwise those of process 0")
+
+    monkeypatch.setattr(loop.peers, "check_equal", check_equal)
+    with pytest.raises(TrainingError, match=r"^parameters of process\(es\) \[1\]"):
+        loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
+    assert saved(tmp_path) == [35]
+    assert not np.array_equal(*compared)
+
+
 def test_old_checkpoints_go(tmp_path):
     loop.run(fake_driver(), config_of(tmp_path, keep_checkpoints=2), EVALUATOR)
     assert saved(tmp_path) == [95, 105]

@@ -14,11 +14,14 @@ import jax
 import numpy as np
 import pytest
 from laws import killed_run
-from runner.helpers import at, differences, results, saved
+from laws.run_files import arrays_of, differences, saved
+from runner.helpers import at
 
 from dqn_jax.distributed.parameter_server import from_config
 from dqn_jax.runner import loop
 from dqn_jax.runner.records import METRICS, SUMMARY, read_metrics, read_returns
+
+pytestmark = pytest.mark.long
 
 SCRIPT = killed_run.__file__
 config_of = killed_run.server_config_of
@@ -77,13 +80,13 @@ def test_metrics_list_what_seeds_do_not_share(whole):
 
 def test_the_run_is_worth_comparing(whole):
     """Everything that must come back is in the checkpoint, and has moved."""
-    state = results(whole)
+    state = arrays_of(whole)
     wanted = {".remaining", ".pushes", ".pulled", ".waiting", ".plans", ".workers.replay.added.count"}
     assert wanted | {".workers.learner.params['head']['kernel']", ".server.params['head']['kernel']"} <= state.keys()
     # The rings have gone round: each worker has stored more than it keeps.
-    assert (np.frombuffer(state[".workers.replay.added.count"][1], np.int32) > 32).all()
+    assert (state[".workers.replay.added.count"] > 32).all()
     # Workers have copies of different ages.
-    assert len(set(np.frombuffer(state[".pulled"][1], np.int32).tolist())) > 2
+    assert len(np.unique(state[".pulled"])) > 2
 
 
 def test_a_killed_run_resumed_is_the_one_never_killed(tmp_path, whole, driver_and_evaluator):

@@ -13,12 +13,9 @@ from dqn_jax.config import InputError, TrainingError
 from dqn_jax.distributed.engines.post import Engine, Job, Lost, Order, Post, Report, nobody_answers
 
 _SECONDS_TO_CONNECT = 10.0
-_WORKER_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    # A worker is one core: XLA's thread pools would make them fight.
-    "OMP_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-}
+# A worker is one core: thread pools would make them fight.
+_WORKER_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+_WORKER_XLA_FLAG = "--xla_cpu_multi_thread_eigen=false"
 
 
 class RayPost:
@@ -145,6 +142,7 @@ def _has_token() -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """What a worker's process is started with: our settings, and those of the compilation cache, if there are any."""
+    """What a worker's process is started with: our settings, this process's XLA flags, and its compilation cache's, if any."""
     cache = {name: value for name, value in os.environ.items() if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT"))}
-    return cache | _WORKER_ENVIRONMENT
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {_WORKER_XLA_FLAG}".strip()
+    return cache | _WORKER_ENVIRONMENT | {"XLA_FLAGS": flags}
