@@ -1,9 +1,11 @@
 # Two commands do everything: `make train` runs the main job, `make test` checks the code.
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/.installed
+VENV := .venv
+PACKAGES := --requirement requirements.txt
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 
-.PHONY: train check test lint clean
+.PHONY: train check test test-oldest test-newest lint faults wheel-check clean
 
 train: $(INSTALLED)
 	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
@@ -22,18 +24,41 @@ test: $(INSTALLED) lint
 	$(PYTEST) $(TWO) --ignore tests/distributed/test_on_ray.py
 	$(PYTEST) tests/distributed/test_on_ray.py
 
+# The same with the oldest versions that setup.cfg allows, on Python 3.11 or 3.12, and with the newest, on any.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest \
+		PACKAGES="$$(sed -nE 's/^(    |ray = |gymnasium = )([a-z-]+)>=([0-9.]+).*/\2==\3/p' setup.cfg | xargs)"
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest PACKAGES="--editable .[dev,ray,gymnasium]"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Kills, signals and damage at random moments: a quarter of an hour, so not part of `make test`.
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults.py --out experiments/results/faults.json
+
+# What a user gets: the wheel in an environment of its own, away from the checkout, and its types in a program of theirs.
+wheel-check: $(INSTALLED)
+	set -e; dir=$$(mktemp -d); trap 'rm -rf build "$$dir"' EXIT; rm -rf build; \
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir "$$dir" .; \
+	$(PYTHON) -m venv "$$dir/venv"; \
+	"$$dir/venv/bin/pip" install --quiet --constraint requirements.txt "$$dir"/*.whl; \
+	cd "$$dir"; \
+	venv/bin/python -I $(CURDIR)/tools/wheel_check.py $(CURDIR)/README.md; \
+	$(CURDIR)/$(BIN)/mypy --strict --python-executable venv/bin/python -c \
+		'from dqn_jax.config import ExperimentConfig; name: int = ExperimentConfig().env  # type: ignore[assignment]'
+
 # The pins are what was tested; the package itself is installed without looking for newer ones.
 $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PACKAGES)
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv .cache
+	rm -rf .venv .venv-oldest .venv-newest .cache

@@ -1,65 +1,173 @@
-"""Measures speed as ratios within one run: contestants take turns, and medians of at least five turns are compared.
+"""Measures speed as ratios within one run: contestants take turns, and medians of the ratios within a turn are reported.
 
     python experiments/benchmark.py --out experiments/results/benchmark-cpu.json
+    python experiments/benchmark.py --against ../before --check
     python experiments/benchmark.py --quick
 
-Runs unchanged on a GPU. On a CPU every device is one thread, so one device is one core.
+`--against` takes another checkout in turns, each with its own package and its own copy of this script, in processes of their
+own; `..._against` is this checkout's time over the other's. Runs unchanged on a GPU. On a CPU every device is one thread, so
+one device is one core.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from dqn_jax import runtime
 from dqn_jax.config import AgentConfig, NetworkConfig
-from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
+from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.timing import Contestant, Turn, keep_to_one_core, median_ratio, print_table, serve, served, take_turns
 
 # The setting of the published peers: CleanRL's dqn_jax with ten environments instead of ten steps of one.
 CARTPOLE = AgentConfig(num_envs=10, batch_size=128, learning_starts=1_000, learning_rate=2.5e-4, target_period=50)
-CARTPOLE_NETWORK = NetworkConfig(hidden_sizes=(120, 84))
 # For several devices: sizes that four of them divide.
 CARTPOLE_SHARDED = dataclasses.replace(CARTPOLE, num_envs=16)
 BREAKOUT = AgentConfig(num_envs=16, batch_size=32, replay_capacity=100_000, learning_starts=1_600, learning_rate=2.5e-4)
-BREAKOUT_NETWORK = NetworkConfig(hidden_sizes=(128,))
-DEVICE_COUNTS = (1, 2, 4)
-SEED_COUNTS = (1, 4, 16)
-DEVICE_SEEDS = {"cartpole": 8, "breakout": 2}
+SETTINGS = {
+    "peers": ("CartPole-v1", NetworkConfig(hidden_sizes=(120, 84)), CARTPOLE),
+    "cartpole": ("CartPole-v1", NetworkConfig(hidden_sizes=(120, 84)), CARTPOLE_SHARDED),
+    "breakout": ("Breakout-MinAtar", NetworkConfig(hidden_sizes=(128,)), BREAKOUT),
+}
+
+AT_MOST = {
+    "iteration_over_floor": 1.25,
+    "pmap_over_jit": 1.03,
+    "compile_cartpole_over_floor": 7.0,
+    "compile_breakout_over_floor": 9.0,
+    "replay_breakout_over_floor": 1.08,
+}
+AT_LEAST = {"sixteen_seeds_over_one": 1.6}
+AGAINST = 1.05
+"""At most, of this checkout's time over the other's, where `--targets` asks for nothing else."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure and where to write it."""
+    """What to measure, where to write it, and what it is compared with."""
 
     out: Path | None = None
     """JSON file to write."""
     quick: bool = False
     """Shorter turns: a check that it works, not numbers to quote."""
+    against: Path | None = None
+    """Directory of another checkout, to take turns with."""
+    check: bool = False
+    """End with status 1 where a target is missed."""
+    targets: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Largest values, by name: `--targets iteration_against 0.67` asks for 1.5 times the other checkout's speed."""
+    serve: Literal["one-core", "compiling", "devices"] | None = None
+    """Serve this group of contestants to another process, as `--against` has it from both checkouts."""
 
 
-def main(options: Options) -> dict[str, Any]:
-    """Measures everything, prints a table and writes the JSON file."""
-    scale = 1 if options.quick else 10
-    turns = 5 if options.quick else 9
-    ratios = on_one_core(iteration_ratios, 100 * scale, turns)
-    runtime.setup(max(DEVICE_COUNTS))
-    results: dict[str, Any] = describe_machine() | ratios
-    results |= compile_times()
-    results |= device_throughput("cartpole", steps=30 * scale, turns=turns)
-    results |= device_throughput("breakout", steps=5 * scale, turns=turns)
-    results |= seed_throughput(steps=30 * scale, turns=turns)
-    results["bytes_per_transition_breakout"] = bytes_per_transition()
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Data-parallel training to be timed."""
+
+    setting: str
+    seeds: int
+    devices: int | None
+    """Devices that one agent is divided over; None divides the seeds over as many as there are cores (or GPUs)."""
+    steps: int
+    """Agent steps of a turn."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of a turn, of all seeds."""
+        return self.steps * SETTINGS[self.setting][2].frames_per_step * self.seeds
+
+
+def cells(quick: bool) -> dict[str, Cell]:
+    """What is timed on several devices, by name."""
+    scale = 1 if quick else 10
+    divided = {
+        f"{name}_{count}_devices": Cell(name, seeds, count, steps * scale)
+        for name, seeds, steps in (("cartpole", 8, 30), ("breakout", 2, 5))
+        for count in (1, 2, 4)
+    }
+    return divided | {f"{seeds}_seeds": Cell("cartpole", seeds, None, 30 * scale) for seeds in (1, 4, 16)}
+
+
+def main(options: Options) -> None:
+    """Measures everything, prints a table, writes the JSON file; or serves contestants to the process that does."""
+    if options.serve is not None:
+        serve(GROUPS[options.serve](options.quick))
+        return
+    seconds: dict[str, dict[str, list[float]]] = {"here": {}, "there": {}}
+    for group in GROUPS:
+        for (side, name), turns in turns_of(group, options).items():
+            seconds[side][name] = turns
+    runtime.setup(1)
+    results = describe_machine() | ratios(seconds["here"], options.quick) | replay_bytes()
+    results |= {f"{name}_against": median_ratio(seconds["here"][name], turns) for name, turns in seconds["there"].items()}
     print_table(results)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n")
-    return results
+    missed = misses(results, options.targets)
+    for sentence in missed:
+        print(sentence, file=sys.stderr)
+    if options.check and missed:
+        sys.exit(1)
+
+
+def turns_of(group: str, options: Options) -> dict[tuple[str, str], list[float]]:
+    """Seconds of every turn of a group's contestants, by side ("here" or "there") and name."""
+    turns = {"compiling": 1 if options.quick else 3}.get(group, 5 if options.quick else 9)
+    script = Path(__file__).resolve()
+    sides = {"here": script.parents[1]} | ({} if options.against is None else {"there": options.against})
+    with contextlib.ExitStack() as stack:
+        contestants = {}
+        for side, checkout in sides.items():
+            args = ("--serve", group, *(["--quick"] if options.quick else []))
+            for name, remote in stack.enter_context(served(checkout, f"experiments/{script.name}", *args)).items():
+                contestants[side, name] = remote
+        # Both sides of a name one after the other: what slows the machine down slows both.
+        return take_turns(dict(sorted(contestants.items(), key=lambda item: item[0][::-1])), turns)
+
+
+def ratios(seconds: Mapping[str, list[float]], quick: bool) -> dict[str, Any]:
+    """What is reported of the seconds of this checkout's contestants."""
+    iterations = iterations_of(quick)
+    results: dict[str, Any] = {
+        "iteration_over_floor": median_ratio(seconds["iteration"], seconds["floor"]),
+        "iteration_microseconds": statistics.median(seconds["iteration"]) / iterations * 1e6,
+        "floor_microseconds": statistics.median(seconds["floor"]) / iterations * 1e6,
+        "pmap_over_jit": median_ratio(seconds["pmap"], seconds["iteration"]),
+    }
+    for name in ("cartpole", "breakout"):
+        compiling, floor = seconds[f"compile_{name}"], seconds[f"compile_{name}_floor"]
+        results[f"compile_seconds_{name}"] = statistics.median(compiling)
+        results[f"compile_{name}_over_floor"] = median_ratio(compiling, floor)
+    rates = {
+        name: cell.frames / statistics.median(seconds[name]) if name in seconds else None for name, cell in cells(quick).items()
+    }
+    results |= {f"frames_per_second_{name}": rate for name, rate in rates.items()}
+    # Sixteen times the frames in a turn.
+    return results | {"sixteen_seeds_over_one": 16 * median_ratio(seconds["1_seeds"], seconds["16_seeds"])}
+
+
+def misses(results: Mapping[str, Any], targets: Mapping[str, float]) -> list[str]:
+    """A sentence for each target that is missed, or names nothing that was measured."""
+    against = {name: AGAINST for name in results if name.endswith("_against")}
+    sentences = [f"{name} was not measured: choose from {', '.join(results)}" for name in targets if name not in results]
+    for name, most in (AT_MOST | against | dict(targets)).items():
+        if name in results and results[name] > most:
+            sentences.append(f"{name} is {results[name]:.3f}, and should be at most {most:g}")
+    for name, least in AT_LEAST.items():
+        if results[name] < least:
+            sentences.append(f"{name} is {results[name]:.3f}, and should be at least {least:g}")
+    return sentences
 
 
 def describe_machine() -> dict[str, Any]:
@@ -70,60 +178,103 @@ def describe_machine() -> dict[str, Any]:
     return facts | {"versions": ", ".join(f"{package} {version}" for package, version in facts["versions"].items())}
 
 
-def compile_times() -> dict[str, Any]:
-    """Seconds from a new driver to its first finished chunk, less what the same calls take once compiled."""
-    seconds = {}
-    for name in ("cartpole", "breakout"):
-        driver = make_driver(name, num_devices=1, num_seeds=1, steps=1)
-        began = time.perf_counter()
-        start_and_step(driver)
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        start_and_step(driver)
-        seconds[f"compile_seconds_{name}"] = first - (time.perf_counter() - began)
-    return seconds
+def iterations_of(quick: bool) -> int:
+    """Agent steps in a turn on one core."""
+    return 100 if quick else 1_000
 
 
-def start_and_step(driver: Any) -> None:
-    """Initialises, warms up and trains for one chunk."""
-    import jax
-
-    jax.block_until_ready(driver.step(driver.init())[0])
-
-
-def iteration_ratios(steps: int, turns: int) -> dict[str, Any]:
-    """An agent iteration against its bare arithmetic, and `pmap` on one device against `jit`."""
+def one_core(quick: bool) -> Mapping[str, Callable[[], Turn]]:
+    """An agent's iteration by `jit`, the same by `pmap` on one device, and its bare arithmetic."""
+    keep_to_one_core()
     import jax
 
     from dqn_jax.agent import make_agent, make_chunk
     from dqn_jax.distributed.data_parallel import AXIS
     from dqn_jax.mapping import over, place
 
-    env, network, config = parts("cartpole", sharded=False)
+    env, network, config = parts("peers")
     device = jax.local_devices()[:1]
+    steps = iterations_of(quick)
     agent = make_agent(env, network, config)
     averaging = make_agent(env, network, config, axis_name=AXIS)
     start = jax.jit(lambda: agent.warm_up(agent.init(jax.random.key(0))))
-    plain = jax.jit(make_chunk(agent, steps), donate_argnums=0)
-    parallel = over(make_chunk(averaging, steps), AXIS, device, donate=True)
-    floor = jax.jit(bare_arithmetic(network, config, steps), donate_argnums=0)
-    seconds = take_turns(
-        {
-            "jit": Contestant(start(), plain),
-            "pmap": Contestant(place(jax.tree.map(lambda x: x[None], start()), device), parallel),
-            "floor": Contestant(start().learner, floor),
-        },
-        turns,
-    )
+
+    def parallel() -> Contestant:
+        state = place(jax.tree.map(lambda x: x[None], start()), device)
+        return Contestant(state, over(make_chunk(averaging, steps), AXIS, device, donate=True))
+
     return {
-        "iteration_over_floor": median_ratio(seconds["jit"], seconds["floor"]),
-        "iteration_microseconds": statistics.median(seconds["jit"]) / steps * 1e6,
-        "floor_microseconds": statistics.median(seconds["floor"]) / steps * 1e6,
-        "pmap_over_jit": median_ratio(seconds["pmap"], seconds["jit"]),
+        "iteration": lambda: Contestant(start(), jax.jit(make_chunk(agent, steps), donate_argnums=0)),
+        "pmap": parallel,
+        "floor": lambda: Contestant(
+            start().learner, jax.jit(bare_arithmetic(network, config, env.obs_shape, steps), donate_argnums=0)
+        ),
     }
 
 
-def bare_arithmetic(network: Any, config: AgentConfig, steps: int) -> Callable:
+@dataclasses.dataclass
+class Compilation:
+    """Something that compiles: every turn makes it anew."""
+
+    make: Callable[[], Callable[[], Any]]
+
+    def turn(self) -> float:
+        """Seconds of its first call less those of its second, which has nothing to compile."""
+        import jax
+
+        call, seconds = self.make(), []
+        for _ in range(2):
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds.append(time.perf_counter() - began)
+        return seconds[0] - seconds[1]
+
+
+def compiling(quick: bool) -> Mapping[str, Callable[[], Turn]]:
+    """A driver's start and first chunk on one device, and its bare arithmetic, each compiled anew in every turn."""
+    del quick
+    runtime.setup(1)
+    import jax
+
+    from dqn_jax.agent import hyperparams_of
+    from dqn_jax.learner import make_learner
+
+    def whole(name: str) -> Callable[[], Any]:
+        driver = make_driver(Cell(name, seeds=1, devices=1, steps=1))
+        return lambda: driver.step(driver.init())[0]
+
+    def floor(name: str) -> Callable[[], Any]:
+        env, network, config = parts(name)
+        run = bare_arithmetic(network, config, env.obs_shape, steps=1)
+        learner = make_learner(network, config)
+        return jax.jit(lambda: run(learner.init(jax.random.key(0), hyperparams_of(config).learner))[0].params)
+
+    makers = {f"compile_{name}": partial(whole, name) for name in ("cartpole", "breakout")}
+    makers |= {f"compile_{name}_floor": partial(floor, name) for name in ("cartpole", "breakout")}
+    return {name: partial(Compilation, make) for name, make in makers.items()}
+
+
+def on_devices(quick: bool) -> Mapping[str, Callable[[], Turn]]:
+    """Data-parallel training in every cell for which there are devices."""
+    runtime.setup(4)
+    import jax
+
+    def contestant(cell: Cell) -> Contestant:
+        driver = make_driver(cell)
+        return Contestant(driver.init(), driver.step)
+
+    possible = {name: cell for name, cell in cells(quick).items() if (cell.devices or 1) <= jax.local_device_count()}
+    return {name: partial(contestant, cell) for name, cell in possible.items()}
+
+
+GROUPS: dict[str, Callable[[bool], Mapping[str, Callable[[], Turn]]]] = {
+    "one-core": one_core,
+    "compiling": compiling,
+    "devices": on_devices,
+}
+
+
+def bare_arithmetic(network: Any, config: AgentConfig, obs_shape: tuple[int, ...], steps: int) -> Callable:
     """The forward passes, backward pass and Adam step of an update on a fixed batch, in a scan: state -> (state, losses).
 
     The target network is the last update's parameters; one that never changed would be hoisted out of the loop.
@@ -134,7 +285,7 @@ def bare_arithmetic(network: Any, config: AgentConfig, steps: int) -> Callable:
 
     optimizer = optax.adam(config.learning_rate, eps=config.optimizer_eps)
     keys = jax.random.split(jax.random.key(1), 2)
-    s_tm1, s_t = (jax.random.normal(key, (config.batch_size, 4)) for key in keys)
+    s_tm1, s_t = (jax.random.normal(key, (config.batch_size, *obs_shape)) for key in keys)
     a_tm1 = jnp.arange(config.batch_size) % 2
 
     def q_values(params: Any, obs: jax.Array) -> jax.Array:
@@ -160,77 +311,50 @@ def bare_arithmetic(network: Any, config: AgentConfig, steps: int) -> Callable:
     return run
 
 
-def device_throughput(name: str, steps: int, turns: int) -> dict[str, Any]:
-    """Frames/s, over all seeds, of one global batch divided over 1, 2 and 4 devices; None where there are fewer."""
-    import jax
-
-    seeds = DEVICE_SEEDS[name]
-    counts = [count for count in DEVICE_COUNTS if count <= jax.local_device_count()]
-    drivers = {count: make_driver(name, count, seeds, steps) for count in counts}
-    rates = frames_per_second({count: (driver, seeds) for count, driver in drivers.items()}, turns)
-    return {f"frames_per_second_{name}_{count}_devices": rates.get(count) for count in DEVICE_COUNTS}
-
-
-def seed_throughput(steps: int, turns: int) -> dict[str, Any]:
-    """CartPole frames/s, over all seeds, of 1, 4 and 16 seeds divided over as many devices as there are cores (or GPUs)."""
-    import jax
-
-    available = jax.local_device_count()
-    if jax.local_devices()[0].platform == "cpu":
-        available = min(available, os.cpu_count() or 1)
-    contestants = {}
-    for seeds in SEED_COUNTS:
-        num_devices = max(count for count in range(1, available + 1) if seeds % count == 0)
-        contestants[seeds] = (make_driver("cartpole", num_devices, seeds, steps, seeds_over_devices=True), seeds)
-    rates = frames_per_second(contestants, turns)
-    results: dict[str, Any] = {f"frames_per_second_{seeds}_seeds": rates[seeds] for seeds in SEED_COUNTS}
-    return results | {"sixteen_seeds_over_one": rates[16] / rates[1]}
-
-
-def bytes_per_transition() -> float:
-    """Bytes of replay storage a transition takes on Breakout-MinAtar, next observation and all."""
+def replay_bytes() -> dict[str, float]:
+    """Bytes of replay that a transition takes on Breakout-MinAtar, next observation and all, and that over the fewest."""
     import jax
 
     from dqn_jax.agent import make_agent
 
-    agent = make_agent(*parts("breakout", sharded=False))
+    env, network, config = parts("breakout")
+    agent = make_agent(env, network, config)
     storage = jax.eval_shape(lambda: agent.init(jax.random.key(0))).replay.storage
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(storage)) / BREAKOUT.replay_capacity
+    taken = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(storage)) / config.replay_capacity
+    # A bit for each entry of two observations; action, reward and discount of four bytes.
+    fewest = 2 * -(-math.prod(env.obs_shape) // 8) + 3 * 4
+    return {"bytes_per_transition_breakout": taken, "replay_breakout_over_floor": taken / fewest}
 
 
-def parts(name: str, sharded: bool) -> tuple[Any, Any, AgentConfig]:
-    """(environment, network, config) of a benchmark."""
+def parts(setting: str) -> tuple[Any, Any, AgentConfig]:
+    """(environment, network, config) of a setting."""
     from dqn_jax.envs import make_env
     from dqn_jax.networks import make_network
 
-    if name == "breakout":
-        env_name, network_config, config = "Breakout-MinAtar", BREAKOUT_NETWORK, BREAKOUT
-    else:
-        env_name, network_config, config = "CartPole-v1", CARTPOLE_NETWORK, CARTPOLE_SHARDED if sharded else CARTPOLE
+    env_name, network_config, config = SETTINGS[setting]
     env = make_env(env_name)
     return env, make_network(network_config, env.obs_shape, env.num_actions), config
 
 
-def make_driver(name: str, num_devices: int, num_seeds: int, steps: int, seeds_over_devices: bool = False) -> Any:
-    """A data-parallel driver for a benchmark."""
+def make_driver(cell: Cell) -> Any:
+    """The data-parallel driver of a cell."""
     import jax
 
     from dqn_jax.distributed.data_parallel import make_data_parallel
 
+    devices = jax.local_devices()
+    if cell.devices is None:
+        cores = (os.cpu_count() or 1) if devices[0].platform == "cpu" else len(devices)
+        fitting = [count for count in range(1, min(len(devices), cores) + 1) if cell.seeds % count == 0]
+        devices = devices[: max(fitting)]
     return make_data_parallel(
-        *parts(name, sharded=True),
-        seeds=range(num_seeds),
-        devices=jax.local_devices()[:num_devices],
-        steps_per_chunk=steps,
-        seeds_over_devices=seeds_over_devices,
+        *parts(cell.setting),
+        seeds=range(cell.seeds),
+        devices=devices[: cell.devices],
+        steps_per_chunk=cell.steps,
+        seeds_over_devices=cell.devices is None,
     )
 
 
-def frames_per_second(drivers: dict[Any, tuple[Any, int]], turns: int) -> dict[Any, float]:
-    """Median frames/s, over all seeds, of each (driver, number of seeds)."""
-    seconds = take_turns({name: Contestant(driver.init(), driver.step) for name, (driver, _) in drivers.items()}, turns)
-    return {name: driver.per_step * seeds / statistics.median(seconds[name]) for name, (driver, seeds) in drivers.items()}
-
-
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=(__doc__ or "").split("\n")[0]))
+    sys.exit(exit_code_of(lambda: main(tyro.cli(Options, description=(__doc__ or "").split("\n")[0]))))

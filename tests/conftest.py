@@ -2,28 +2,12 @@
 
 import gc
 import os
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hurry import hurry
 
-CACHE = Path(__file__).parent.parent / ".cache" / "jax"
-
-# Inherited by the processes that tests start.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# As in pyproject.toml, for processes that must print nothing.
-os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"
-# Compiling takes most of the time of a test, and the programs are run for a moment only. Law 6 and `make train` use all passes.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
-    # XLA ends the process at a flag that it does not know; these versions were seen to know this one.
-    if version("jaxlib").startswith(("0.10.", "0.11.")):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
-# Python's part of compiling: where each operation was written is not asked.
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+hurry()
 # Notebooks are for reading with more.
 os.environ["DQN_JAX_NOTEBOOK_FRAMES"] = "15000"
 

@@ -1,5 +1,6 @@
 """The experiment scripts measure and compare what they say."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from laws.common import NETWORK, STEADY, load_experiment
+from laws.common import ENV, NETWORK, STEADY, load_experiment
 
 from dqn_jax.agent import hyperparams_of
 from dqn_jax.config import AgentConfig, InputError, RunnerConfig
@@ -20,17 +21,7 @@ from dqn_jax.runner import comparison, loop
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.records import Records, config_dict
 
-# The keys that results files are read by.
-BENCHMARK_KEYS = {
-    "device",
-    "iteration_over_floor",
-    "pmap_over_jit",
-    "compile_seconds_cartpole",
-    "compile_seconds_breakout",
-    "bytes_per_transition_breakout",
-    *(f"frames_per_second_{env}_{count}_devices" for env in ("cartpole", "breakout") for count in (1, 2, 4)),
-    *(f"frames_per_second_{count}_seeds" for count in (1, 4, 16)),
-}
+RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +29,119 @@ def benchmark():
     return load_experiment("benchmark")
 
 
-def test_benchmark_writes_every_key(benchmark, tmp_path, monkeypatch):
-    """Shortened to what must compile anyway: one environment is enough to see that the parts fit together."""
-    monkeypatch.setattr(benchmark, "on_one_core", lambda measure, *args: {"iteration_over_floor": 1.0, "pmap_over_jit": 1.0})
-    monkeypatch.setattr(benchmark, "BREAKOUT", dataclasses.replace(benchmark.BREAKOUT, replay_capacity=1_600))
-    started = []
-    monkeypatch.setattr(benchmark, "start_and_step", started.append)
-    rates = {name: float(len(str(name))) for name in (1, 2, 4, 16)}
-    monkeypatch.setattr(benchmark, "frames_per_second", lambda drivers, turns: {name: rates[name] for name in drivers})
+def made_up_turns(benchmark):
+    """{side: {contestant: seconds of two turns}}, the other checkout half as fast."""
+    names = (
+        "iteration",
+        "pmap",
+        "floor",
+        *(f"compile_{env}{end}" for env in ("cartpole", "breakout") for end in ("", "_floor")),
+    )
+    here = {name: [1.0 + number, 2.0 + number] for number, name in enumerate((*names, *benchmark.cells(False)))}
+    return {"here": here, "there": {name: [2 * x for x in turns] for name, turns in here.items()}}
+
+
+def test_benchmark_reports_ratios_within_turns(benchmark):
+    seconds = made_up_turns(benchmark)["here"]
+    del seconds["cartpole_4_devices"]
+    results = benchmark.ratios(seconds, quick=False)
+    # iteration, pmap and floor take (1, 2), (2, 3) and (3, 4) seconds for 1,000 iterations.
+    assert results["iteration_over_floor"] == np.median([1 / 3, 2 / 4])
+    assert results["pmap_over_jit"] == np.median([2, 3 / 2])
+    assert results["iteration_microseconds"] == 1_500
+    assert results["compile_cartpole_over_floor"] == np.median([4 / 5, 5 / 6])
+    assert results["compile_seconds_breakout"] == 6.5
+    # 300 steps of 16 environments, of 8 seeds, in (8, 9) seconds; and where there were too few devices, nothing.
+    assert results["frames_per_second_cartpole_1_devices"] == 300 * 16 * 8 / 8.5
+    assert results["frames_per_second_cartpole_4_devices"] is None
+    assert results["frames_per_second_breakout_2_devices"] == 50 * 16 * 2 / 12.5
+    assert results["sixteen_seeds_over_one"] == 16 * np.median([14 / 16, 15 / 17])
+    # What README's table is made of.
+    kept = json.loads((RESULTS / "benchmark-cpu.json").read_text())
+    assert results.keys() <= kept.keys()
+
+
+@pytest.mark.parametrize(
+    ("targets", "sentences"),
+    [
+        ({}, ["iteration_over_floor is 1.300, and should be at most 1.25"]),
+        ({"pmap_against": 0.4}, ["iteration_over_floor is 1.300, ", "pmap_against is 0.500, and should be at most 0.4"]),
+        ({"speed": 1.0}, ["speed was not measured: choose from ", "iteration_over_floor is 1.300, "]),
+    ],
+)
+def test_benchmark_checks_its_targets(benchmark, monkeypatch, tmp_path, capsys, targets, sentences):
+    monkeypatch.setattr(benchmark.runtime, "setup", lambda count: None)
+    monkeypatch.setattr(benchmark, "describe_machine", lambda: {})
+    turns = made_up_turns(benchmark)
+    mine = {(side, name): seconds for side, part in turns.items() for name, seconds in part.items()}
+    monkeypatch.setattr(benchmark, "turns_of", lambda group, options: mine if group == "one-core" else {})
+    good = dict.fromkeys(benchmark.AT_MOST, 1.0) | {"sixteen_seeds_over_one": 2.0}
+    monkeypatch.setattr(benchmark, "ratios", lambda seconds, quick: good | {"iteration_over_floor": 1.3})
     out = tmp_path / "results" / "benchmark.json"
-    results = benchmark.main(benchmark.Options(out=out, quick=True))
-    written = json.loads(out.read_text())
-    assert written == results
-    # Each driver twice: with compilation and without.
-    assert [driver.per_step for driver in started] == [16] * 4
-    assert started[0] is started[1]
-    assert started[2] is started[3]
-    assert written.keys() >= BENCHMARK_KEYS
-    assert all(isinstance(value, (str, int, float)) for value in written.values())
-    # 50 bytes an observation, twice, and four each for action, reward and discount.
-    assert written["bytes_per_transition_breakout"] == 112
+    options = benchmark.Options(out=out, check=True, against=Path("elsewhere"), targets=targets)
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(options)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.startswith(sentence) for line, sentence in zip(said, sentences, strict=True)] == [True] * len(sentences)
+    assert json.loads(out.read_text())["floor_against"] == 0.5
+    # Unless it is asked to check, it only says so.
+    benchmark.main(dataclasses.replace(options, check=False))
+    assert capsys.readouterr().err.splitlines() == said
+    # Where nothing is missed, it is silent and ends well.
+    monkeypatch.setattr(benchmark, "ratios", lambda seconds, quick: good)
+    benchmark.main(dataclasses.replace(options, targets={}))
+    assert capsys.readouterr().err == ""
 
 
-def test_ratios_come_from_real_turns(benchmark):
-    ratios = benchmark.iteration_ratios(steps=2, turns=1)
-    assert ratios["iteration_over_floor"] == ratios["iteration_microseconds"] / ratios["floor_microseconds"] > 0
-    assert ratios["pmap_over_jit"] > 0
+def test_benchmark_takes_both_checkouts_in_turns(benchmark, monkeypatch):
+    calls = []
+
+    class Fake:
+        def __init__(self, *name):
+            self.name = name
+
+        def turn(self):
+            calls.append(self.name)
+            return float(len(calls))
+
+    @contextlib.contextmanager
+    def served(checkout, script, *args):
+        assert (script, args) == ("experiments/benchmark.py", ("--serve", "compiling", "--quick"))
+        yield {name: Fake(checkout.name, name) for name in ("one", "two")}
+
+    monkeypatch.setattr(benchmark, "served", served)
+    options = benchmark.Options(quick=True, against=Path("before"))
+    seconds = benchmark.turns_of("compiling", options)
+    here = Path(benchmark.__file__).parents[1].name
+    assert calls == [(here, "one"), ("before", "one"), (here, "two"), ("before", "two")] * 2
+    # The first turns compile.
+    assert seconds == {("here", "one"): [5.0], ("there", "one"): [6.0], ("here", "two"): [7.0], ("there", "two"): [8.0]}
+
+
+def test_benchmark_contestants_do_what_they_are_named_for(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "keep_to_one_core", lambda: None)
+    monkeypatch.setattr(benchmark, "iterations_of", lambda quick: 2)
+    made = {name: make() for name, make in benchmark.one_core(quick=True).items()}
+    assert all(contestant.turn() > 0 for contestant in made.values())
+    assert int(made["iteration"].state.learner.updates.count) == made["pmap"].state.learner.updates.count[0] == 2
+    # 50 bytes an observation, twice, and four each for action, reward and discount: no fewer would do.
+    assert benchmark.replay_bytes() == {"bytes_per_transition_breakout": 112, "replay_breakout_over_floor": 1}
+
+
+@pytest.mark.parametrize(("name", "devices", "frames"), [("cartpole_2_devices", 2, 480), ("4_seeds", 2, 480)])
+def test_benchmark_cells_divide_what_they_say(benchmark, monkeypatch, name, devices, frames):
+    monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 2)
+    cell = benchmark.cells(quick=True)[name]
+    driver = benchmark.make_driver(cell)
+    assert (len(driver.devices), driver.per_step) == (devices, frames)
+    assert cell.frames == frames * cell.seeds
+
+
+def test_compilation_is_what_only_the_first_call_takes(benchmark, monkeypatch):
+    clock = iter([0.0, 7.0, 10.0, 12.0])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    assert benchmark.Compilation(lambda: lambda: None).turn() == 7.0 - 2.0
 
 
 def test_the_floor_learns_at_every_step(benchmark):
@@ -71,27 +149,12 @@ def test_the_floor_learns_at_every_step(benchmark):
     config = dataclasses.replace(STEADY, optimizer="adam", learning_rate=1e-3)
     learner = make_learner(NETWORK, config)
     state = learner.init(jax.random.key(0), hyperparams_of(config).learner)
-    after, losses = jax.jit(benchmark.bare_arithmetic(NETWORK, config, steps=5))(state)
+    after, losses = jax.jit(benchmark.bare_arithmetic(NETWORK, config, ENV.obs_shape, steps=5))(state)
     assert len(set(np.asarray(losses).tolist())) == 5
     assert int(after.opt_state[0].count) == 5
     # The target is the parameters before the last update: it moved too.
     assert not np.array_equal(after.target_params["head"]["kernel"], state.params["head"]["kernel"])
     assert not np.array_equal(after.target_params["head"]["kernel"], after.params["head"]["kernel"])
-
-
-def test_turns_alternate_and_compile_first(benchmark):
-    calls = []
-
-    def step(name):
-        return lambda state: (calls.append((name, state)) or state + 1, None)
-
-    seconds = benchmark.take_turns({name: benchmark.Contestant(0, step(name)) for name in "ab"}, turns=3)
-    assert calls == [(name, state) for state in range(4) for name in "ab"]
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
-
-
-def test_ratio_is_the_median_within_turns(benchmark):
-    assert benchmark.median_ratio([2.0, 30.0, 8.0], [1.0, 10.0, 1.0]) == 3.0
 
 
 def test_reference_averages_the_last_hundred_episodes():

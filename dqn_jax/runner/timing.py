@@ -1,15 +1,24 @@
-"""Timing that can be compared: contestants take turns in one process. Not here: what is timed."""
+"""Timing that can be compared: contestants take turns, in one process or in one for each of two checkouts.
+
+Not here: what is timed.
+"""
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import json
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 from dqn_jax import runtime
+from dqn_jax.config import InputError, TrainingError
 
 
 def on_one_core(measure: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
@@ -43,12 +52,82 @@ class Contestant:
         return time.perf_counter() - began
 
 
-def take_turns(contestants: dict[Any, Contestant], turns: int) -> dict[Any, list[float]]:
+class Turn(Protocol):
+    """Whatever can be timed."""
+
+    def turn(self) -> float:
+        """Seconds of one call."""
+
+
+def take_turns(contestants: Mapping[Any, Turn], turns: int) -> dict[Any, list[float]]:
     """Seconds of every turn; contestants alternate, so a machine that slows down slows them all. The first turn compiles."""
     for contestant in contestants.values():
         contestant.turn()
     rounds = [{name: contestant.turn() for name, contestant in contestants.items()} for _ in range(turns)]
     return {name: [seconds[name] for seconds in rounds] for name in contestants}
+
+
+def serve(contestants: Mapping[str, Callable[[], Turn]]) -> None:
+    """Gives a turn to each contestant that a line of stdin names, and prints its seconds, until stdin ends.
+
+    The first line printed is a JSON list of their names. A contestant is made when it is first named.
+    """
+    print(json.dumps(list(contestants)), flush=True)
+    made: dict[str, Turn] = {}
+    for line in sys.stdin:
+        name = line.strip()
+        if name not in made:
+            made[name] = contestants[name]()
+        print(made[name].turn(), flush=True)
+
+
+class Remote:
+    """A contestant of another process that serves it; between its turns that process waits."""
+
+    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
+        self.process, self.name = process, name
+
+    def turn(self) -> float:
+        """Seconds of one call, as measured there."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(self.name, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise TrainingError(
+                f"the process that serves {self.name!r} ended with status {self.process.wait()}: see its message"
+            )
+        return float(answer)
+
+
+@contextlib.contextmanager
+def served(checkout: Path, script: str, *args: str) -> Iterator[dict[str, Remote]]:
+    """Starts a checkout's script, which must `serve`, with that checkout's package, and ends it afterwards.
+
+    Args:
+      checkout: directory with the package and the script.
+      script: path of the script inside it.
+      args: arguments of the script.
+
+    Yields:
+      Its contestants by name.
+
+    Raises:
+      InputError: where the checkout has no such script, or one that serves nothing.
+    """
+    path = checkout / script
+    if not path.is_file():
+        raise InputError(f"against is {checkout}, which has no {script}: give the directory of a checkout")
+    command = [sys.executable, str(path.resolve()), *args]
+    env = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        names = process.stdout.readline()
+        if not names.startswith("["):
+            process.kill()
+            raise InputError(f"{path} serves no contestants: give a checkout that is not older than this option")
+        # Leaving closes its stdin, and then it ends.
+        yield {name: Remote(process, name) for name in json.loads(names)}
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:

@@ -1,0 +1,64 @@
+"""Contestants alternate, in one process or in one for each of two checkouts, and ratios are those within a turn."""
+
+import pytest
+
+from dqn_jax.config import InputError, TrainingError
+from dqn_jax.runner.timing import Contestant, median_ratio, served, take_turns
+
+SCRIPT = """
+import sys
+from dqn_jax.runner.timing import serve
+
+class Counter:
+    def __init__(self, start):
+        self.count = start
+
+    def turn(self):
+        self.count += 1
+        if self.count == 100:
+            sys.exit(3)
+        return self.count
+
+serve({"one": lambda: Counter(0), "two": lambda: Counter(int(sys.argv[1])), "never asked": None})
+"""
+
+
+def test_turns_alternate_and_compile_first():
+    calls = []
+
+    def step(name):
+        return lambda state: (calls.append((name, state)) or state + 1, None)
+
+    seconds = take_turns({name: Contestant(0, step(name)) for name in "ab"}, turns=3)
+    assert calls == [(name, state) for state in range(4) for name in "ab"]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_is_the_median_within_turns():
+    assert median_ratio([2.0, 30.0, 8.0], [1.0, 10.0, 1.0]) == 3.0
+
+
+def test_contestants_of_two_checkouts_take_turns(tmp_path):
+    """A process each, that goes on where its last turn ended."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with served(tmp_path, "script.py", "50") as here, served(tmp_path, "script.py", "98") as there:
+        assert list(here) == ["one", "two", "never asked"]
+        seconds = take_turns({"here": here["two"], "there": there["one"], "again": here["two"]}, turns=2)
+        assert seconds == {"here": [53.0, 55.0], "there": [2.0, 3.0], "again": [54.0, 56.0]}
+        assert there["two"].turn() == 99.0
+        with pytest.raises(TrainingError, match="serves 'two' ended with status 3"):
+            there["two"].turn()
+
+
+def test_a_checkout_that_cannot_take_turns_is_refused(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"has no experiments/benchmark.py: give the directory of a checkout$"),
+        served(tmp_path, "experiments/benchmark.py"),
+    ):
+        pass
+    (tmp_path / "old.py").write_text("print('measured: 3')")
+    with (
+        pytest.raises(InputError, match="serves no contestants: give a checkout that is not older"),
+        served(tmp_path, "old.py"),
+    ):
+        pass
