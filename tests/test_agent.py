@@ -237,6 +237,7 @@ def test_an_inactive_act_stores_nothing(n_step):
     assert not np.array_equal(stored.replay.storage.s_t, state.replay.storage.s_t)
 
 
+@pytest.mark.long
 def test_lanes_are_active_each_for_itself():
     """A lane with clocks of its own is the agent alone, stepped as often as the lane was active."""
     mask = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]], bool)
@@ -261,6 +262,7 @@ def test_lanes_are_active_each_for_itself():
         assert_close({name: values[lane] for name, values in lanes.items()}, arrays(state))
 
 
+@pytest.mark.long
 def test_a_sweep_is_a_vmap_of_init():
     config = dataclasses.replace(CONFIG, acts_per_step=1, updates_per_step=1)
     agent = make_agent(ENV, NETWORK, config)

@@ -4,11 +4,14 @@ import dataclasses
 
 import jax
 import optax
+import pytest
 from laws.common import ENV, NETWORK, STEADY, assert_close, assert_differs
 
 from dqn_jax.agent import hyperparams_of, make_agent
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
+
+pytestmark = pytest.mark.long
 
 AGENT = make_agent(ENV, NETWORK, STEADY)
 LEARNER = make_learner(NETWORK, STEADY)

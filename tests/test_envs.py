@@ -62,7 +62,10 @@ def avals(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
-@pytest.mark.parametrize("name", DISCRETE)
+SLOW = ("Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in DISCRETE])
 def test_contract(name):
     played_env = played(name)
     env, (state, obs) = played_env.env, played_env.first

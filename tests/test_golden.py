@@ -9,7 +9,7 @@ import pytest
 KEPT = json.loads(golden.FILE.read_text())
 
 
-@pytest.mark.parametrize("part", golden.PARTS)
+@pytest.mark.parametrize("part", [pytest.param(p, marks=pytest.mark.long) if p == "streams" else p for p in golden.PARTS])
 def test_results_are_what_they_were(part):
     """To 1e-5: another order of additions moves less, and another random stream has nothing in common."""
     found, kept = golden.computed(part), KEPT[part]

@@ -533,6 +533,7 @@ def real_driver():
     return data_parallel.from_config(real_config(Path("unused")))
 
 
+@pytest.mark.long
 def test_a_real_run_ends_with_every_file(tmp_path, real_driver, plotted):
     driver, evaluator = real_driver
     summary = loop.run(driver, real_config(tmp_path), evaluator)
