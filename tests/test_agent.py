@@ -136,6 +136,7 @@ def test_each_update_draws_its_own_batch(ready):
     assert all(0 <= age <= 11 for age in ages)
 
 
+@pytest.mark.long
 def test_chunk_is_repeated_steps_and_its_look_ahead_is_thrown_away(ready):
     state, info = chunk(ready)
     assert_bitwise(state, jax.jit(repeat(AGENT.step, NUM_STEPS))(ready)[0])
