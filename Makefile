@@ -5,7 +5,7 @@ PACKAGES := --requirement requirements.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train check short test test-oldest test-newest lint faults wheel-check clean
+.PHONY: train check test test-oldest test-newest lint faults wheel-check clean
 
 train: $(INSTALLED)
 	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
@@ -14,11 +14,8 @@ PYTEST := $(BIN)/python -m pytest
 # Two processes take the files in turn.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-# Lint, types, units, and the laws at their smallest: what to run before every commit. Side by side: mypy is one process.
-check: $(INSTALLED)
-	$(MAKE) --jobs 2 --output-sync lint short
-
-short: $(INSTALLED)
+# Lint, types, units, and the laws at their smallest: what to run before every commit.
+check: $(INSTALLED) lint
 	$(PYTEST) $(TWO) -m "not long" tests
 
 # A crash ends the run: replacing the process that crashed, pytest-xdist 3.8 can wait for ever. Ray ends the process that uses it

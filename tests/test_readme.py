@@ -60,3 +60,13 @@ def test_faults():
         for name, driver in drivers.items()
     ]
     assert table("`make faults` kills") == expected
+
+
+def test_test_times():
+    kept = json.loads((ROOT / "experiments/results/test_times.json").read_text())
+    shown = {
+        name: f"{runs['seconds'] // 60} min {runs['seconds'] % 60} s" for name, runs in kept.items() if name.startswith("make")
+    }
+    text = " ".join(README.split("Test time, cache cold")[1].split("`make faults`")[0].split())
+    cold, check, warm = (shown[name] for name in ("make test, cache cold", "make check, cache cold", "make check"))
+    assert f"`make test` {cold}; `make check` {check}, and {warm} where programs are compiled already" in text
