@@ -8,6 +8,7 @@ from dqn_jax.runner.timing import Contestant, median_ratio, served, take_turns
 SCRIPT = """
 import sys
 from dqn_jax.runner.timing import serve
+from package import start
 
 class Counter:
     def __init__(self, start):
@@ -19,7 +20,7 @@ class Counter:
             sys.exit(3)
         return self.count
 
-serve({"one": lambda: Counter(0), "two": lambda: Counter(int(sys.argv[1])), "never asked": None})
+serve({"one": lambda: Counter(start), "two": lambda: Counter(int(sys.argv[1])), "never asked": None})
 """
 
 
@@ -39,12 +40,16 @@ def test_ratio_is_the_median_within_turns():
 
 
 def test_contestants_of_two_checkouts_take_turns(tmp_path):
-    """A process each, that goes on where its last turn ended."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    with served(tmp_path, "script.py", "50") as here, served(tmp_path, "script.py", "98") as there:
+    """A process each, with its own checkout's package, that goes on where its last turn ended."""
+    for number, name in enumerate(("here", "there")):
+        (tmp_path / name / "scripts").mkdir(parents=True)
+        (tmp_path / name / "package.py").write_text(f"start = {100 * number}")
+        (tmp_path / name / "scripts" / "script.py").write_text(SCRIPT)
+    sides = [served(tmp_path / name, "scripts/script.py", first) for name, first in (("here", "50"), ("there", "98"))]
+    with sides[0] as here, sides[1] as there:
         assert list(here) == ["one", "two", "never asked"]
         seconds = take_turns({"here": here["two"], "there": there["one"], "again": here["two"]}, turns=2)
-        assert seconds == {"here": [53.0, 55.0], "there": [2.0, 3.0], "again": [54.0, 56.0]}
+        assert seconds == {"here": [53.0, 55.0], "there": [102.0, 103.0], "again": [54.0, 56.0]}
         assert there["two"].turn() == 99.0
         with pytest.raises(TrainingError, match="serves 'two' ended with status 3"):
             there["two"].turn()
