@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import sys
 import threading
@@ -110,17 +111,21 @@ def join(hosts: Hosts | None) -> None:
         )
         # Starts jax's backend, for which all processes tell each other their devices.
         jax.local_devices()
-    sys.excepthook = _end_with_traceback
+    sys.excepthook = _end_at_once
 
 
-def end_now() -> NoReturn:
-    """Ends the process with status 1. At an ordinary end jax waits for the other processes, which may wait for this one."""
+def end_now(status: int = 1) -> NoReturn:
+    """Ends the process. At an ordinary end jax waits for the other processes, which may wait for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
-def _end_with_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> NoReturn:
+def _end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> NoReturn:
+    if issubclass(kind, KeyboardInterrupt):
+        # Before training or after a second Ctrl-C: a first one while training is a request to stop, which saves.
+        print("interrupted, nothing is saved", file=sys.stderr)
+        end_now(128 + signal.SIGINT)
     sys.__excepthook__(kind, error, trace)
     end_now()
 

@@ -180,6 +180,29 @@ def test_a_process_that_nobody_joins_ends_in_time(tmp_path):
     assert err.count("\n") == 1
 
 
+INTERRUPTED = """
+import signal, sys
+from dqn_jax.runner import hosts
+from dqn_jax.runner.command_line import exit_code_of
+
+def main():
+    place, _ = hosts.parse_hosts()
+    hosts.join(place)
+    if place.process_id == 1:
+        signal.raise_signal(signal.SIGINT)
+    signal.pause()
+
+sys.exit(exit_code_of(main))
+"""
+
+
+def test_an_interrupt_before_training_is_no_failure(tmp_path):
+    """Python alone would show a traceback, after jax has waited for the other process; the launcher ends that one here."""
+    status, out, err = ended(started(tmp_path, INTERRUPTED))
+    assert (status, out) == (128 + signal.SIGINT, "")
+    assert err == "interrupted, nothing is saved\n"
+
+
 LATE = """
 import signal, sys
 from dqn_jax.runner import hosts
