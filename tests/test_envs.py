@@ -66,7 +66,11 @@ def avals(tree):
 FEW = ("CartPole-v1", "Breakout-MinAtar", "FrozenLake-misc", "DeepSea-bsuite")
 
 
-@pytest.mark.parametrize("name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in DISCRETE])
+def each(names):
+    return pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.long) for n in names])
+
+
+@each(DISCRETE)
 def test_contract(name):
     played_env = played(name)
     env, (state, obs) = played_env.env, played_env.first
@@ -90,7 +94,7 @@ def test_contract(name):
     assert played_env.traces == 1
 
 
-@pytest.mark.parametrize("name", DISCRETE)
+@each(DISCRETE)
 def test_time_limit(name):
     """A limit of two steps cuts the second one, which still shows the episode's own observation."""
     played_env = played(name)
@@ -111,7 +115,7 @@ def test_time_limit(name):
     assert played_env.traces == 1
 
 
-@pytest.mark.parametrize("name", BOOLEAN)
+@each(BOOLEAN)
 def test_boolean_observations_lose_nothing(name):
     """gymnax's own observations hold nothing but 0 and 1 (FrozenLake: a cell's number), and packing keeps every bit."""
     played_env = played(name)

@@ -119,6 +119,7 @@ def test_benchmark_takes_both_checkouts_in_turns(benchmark, monkeypatch):
     assert seconds == {("here", "one"): [5.0], ("there", "one"): [6.0], ("here", "two"): [7.0], ("there", "two"): [8.0]}
 
 
+@pytest.mark.long
 def test_benchmark_contestants_do_what_they_are_named_for(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "keep_to_one_core", lambda: None)
     monkeypatch.setattr(benchmark, "iterations_of", lambda quick: 2)

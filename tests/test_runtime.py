@@ -19,6 +19,7 @@ def outputs_of(code: str, **env: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.long
 def test_importing_starts_no_backend():
     code = """
 import sys

@@ -167,7 +167,7 @@ def main() -> None:
     configs = {"federated": federated_config_of, "hosts": hosts_config_of, "server": server_config_of}
     config = configs.get(kind, config_of)(Path(run_dir))
     # As many as the tests start: the compiled programs of one process then serve the other.
-    runtime.setup(4 if kind in ("federated", "server") else config.num_devices)
+    runtime.setup(4 if hosts is None else config.num_devices)
     join(hosts)
     from dqn_jax.distributed import data_parallel, parameter_server
     from dqn_jax.federated import driver as federated

@@ -562,6 +562,7 @@ def one_ulp_in_one_replica(state):
     return state.replace(learner=state.learner.replace(params=state.learner.params | {"trunk": trunk}))
 
 
+@pytest.mark.long
 def test_replicas_that_differ_by_a_bit_end_the_run(tmp_path, real_driver):
     driver, evaluator = real_driver
     chunks = []
@@ -576,6 +577,7 @@ def test_replicas_that_differ_by_a_bit_end_the_run(tmp_path, real_driver):
     assert not (tmp_path / SUMMARY).exists()
 
 
+@pytest.mark.long
 def test_check_replicas_names_the_leaf(real_driver):
     driver, _ = real_driver
     state, _ = driver.step(driver.init())
