@@ -43,7 +43,9 @@ class Trial:
         status = None
         while status != 0 and not wrong:
             self.counts["processes that resumed"] += bool(self.history)
-            status, allowed = self._process(self.rng.choice(signals) if len(self.history) < hits else None)
+            # In turn: few are sent, and each kind should be among them.
+            signum = signals[len(self.history) % len(signals)] if len(self.history) < hits else None
+            status, allowed = self._process(signum)
             if status not in allowed:
                 wrong = ["a process hung" if status is None else f"a process ended with status {status}"]
         self.counts["runs compared"] += 1
