@@ -48,8 +48,10 @@ AT_MOST = {
     "replay_breakout_over_floor": 1.08,
 }
 AT_LEAST = {"sixteen_seeds_over_one": 1.6}
-AGAINST = 1.05
-"""At most, of this checkout's time over the other's, where `--targets` asks for nothing else."""
+AGAINST = 1.12
+"""At most, of this checkout's time over the other's, where `--targets` asks for nothing else.
+
+Two checkouts with the same code were up to 1.11 apart with four devices on two cores, and up to 1.06 elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
