@@ -35,7 +35,7 @@ test-newest:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPY_NUM_WORKERS=2 $(BIN)/mypy
+	$(BIN)/mypy
 
 # Kills, signals and damage at random moments: a quarter of an hour, so not part of `make test`.
 faults: $(INSTALLED)
