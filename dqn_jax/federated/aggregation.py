@@ -4,12 +4,13 @@ Shapes: C updates of a cohort, absent clients among them with weight 0.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from dqn_jax.federated.lookup import lookup
+from dqn_jax.config import require
+from dqn_jax.lookup import check_like, function_of, is_users, lookup, record_of
 from dqn_jax.types import Params
 
 
@@ -28,18 +29,25 @@ class Report(NamedTuple):
     """float32 mean loss of the round's updates."""
 
 
+class Combine(Protocol):
+    """`Aggregator.combine`."""
+
+    def __call__(self, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+        """Makes one delta of leaves [C, ...] by weights [C], the same on every device of the axis.
+
+        Weights are not negative; a client with weight 0 must not count, whatever its delta holds.
+        """
+
+
 class Aggregator(NamedTuple):
     """A way to make one delta of many."""
 
-    combine: Callable[..., Params]
-    """(deltas leaves [C, ...], weights [C], axis_name=None) -> delta, the same on every device of the axis.
-
-    Weights are not negative; a client with weight 0 must not count, whatever its delta holds."""
+    combine: Combine
     leaves_out_non_finite: bool = False
     """Whether a client whose update is not finite may be given weight 0. Else such a client ends the run."""
 
 
-def mean_of(values: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+def mean_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
     """Weighted mean over the first axis of leaves [C, ...]; 0 where all weights are 0 (McMahan et al. 2017, FedAvg)."""
     total = _sum(jnp.sum(weights), axis_name)
 
@@ -49,12 +57,12 @@ def mean_of(values: Params, weights: jax.Array, axis_name: str | None = None) ->
         weighted = jnp.where(weights.reshape(shape) > 0, weights.reshape(shape) * x, 0.0)
         return _sum(jnp.sum(weighted, axis=0), axis_name) / jnp.where(total > 0, total, 1.0)
 
-    return jax.tree.map(mean, values)
+    return jax.tree.map(mean, deltas)
 
 
-def median_of(values: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+def median_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
     """Median of each coordinate over the clients that take part, however heavy; 0 where there are none (Yin et al. 2018)."""
-    values, weights = gather((values, weights), axis_name)
+    deltas, weights = gather((deltas, weights), axis_name)
     present = weights > 0
     count = jnp.sum(present)
 
@@ -63,7 +71,7 @@ def median_of(values: Params, weights: jax.Array, axis_name: str | None = None) 
         middle = (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2]) / 2
         return jnp.where(count > 0, middle, 0.0)
 
-    return jax.tree.map(median, values)
+    return jax.tree.map(median, deltas)
 
 
 def gather(tree: Params, axis_name: str | None) -> Params:
@@ -73,7 +81,37 @@ def gather(tree: Params, axis_name: str | None) -> Params:
     return jax.lax.all_gather(tree, axis_name, tiled=True)
 
 
-AGGREGATORS = {"mean": Aggregator(mean_of, True), "median": Aggregator(median_of, True)}
+def trimmed(share: float = 0.1) -> Aggregator:
+    """The mean of each coordinate without its smallest and largest values, however heavy (Yin et al. 2018, definition 2).
+
+    Args:
+      share: of the clients that take part, cut at each end, rounded down.
+
+    Raises:
+      InputError: for a share that leaves nobody.
+    """
+    require(0 <= share < 0.5, f"federated.aggregator is 'trimmed:{share:g}': give a share from 0 and below 0.5")
+
+    def combine(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+        deltas, weights = gather((deltas, weights), axis_name)
+        present = weights > 0
+        count = jnp.sum(present)
+        cut = jnp.floor(share * count).astype(jnp.int32)
+        rank = jnp.arange(len(weights))
+        kept = (rank >= cut) & (rank < count - cut)
+
+        def mean(x: jax.Array) -> jax.Array:
+            shape = weights.shape + (1,) * (x.ndim - 1)
+            ordered = jnp.sort(jnp.where(present.reshape(shape), x, jnp.inf), axis=0)
+            total = jnp.sum(jnp.where(kept.reshape(shape), ordered, 0.0), axis=0)
+            return total / jnp.maximum(count - 2 * cut, 1)
+
+        return jax.tree.map(mean, deltas)
+
+    return Aggregator(combine, True)
+
+
+AGGREGATORS = {"mean": Aggregator(mean_of, True), "median": Aggregator(median_of, True), "trimmed": trimmed}
 
 WEIGHTINGS: dict[str, Callable[[Report], jax.Array]] = {
     "uniform": lambda report: jnp.float32(1),
@@ -84,13 +122,23 @@ WEIGHTINGS: dict[str, Callable[[Report], jax.Array]] = {
 
 
 def make_aggregator(spec: str) -> Aggregator:
-    """The aggregator that a config names; a user's own may be an Aggregator, or a function of (deltas, weights).
+    """The aggregator that a config names; a user's own may be an Aggregator, or a function of (deltas, weights, numbers ...).
 
     Raises:
-      InputError: for a name without meaning.
+      InputError: for a name without meaning, or numbers that do not fit.
     """
-    found = lookup("federated.aggregator", spec, AGGREGATORS, lambda found: callable(found) or isinstance(found, Aggregator))
-    return found if isinstance(found, Aggregator) else from_function(found)
+    argument = "federated.aggregator"
+    found = lookup(argument, spec, AGGREGATORS, lambda found: callable(found) or isinstance(found, Aggregator))
+    if is_users(spec) and not isinstance(found.part, Aggregator):
+        function = function_of(argument, spec, found, 2)
+
+        def checked(deltas: Params, weights: jax.Array) -> Params:
+            delta = function(deltas, weights)
+            check_like(argument, spec, delta, jax.tree.map(lambda x: x[0], deltas))
+            return delta
+
+        return from_function(checked)
+    return record_of(argument, spec, found, Aggregator)
 
 
 def from_function(function: Callable[[Params, jax.Array], Params]) -> Aggregator:
@@ -99,12 +147,12 @@ def from_function(function: Callable[[Params, jax.Array], Params]) -> Aggregator
 
 
 def make_weighting(spec: str) -> Callable[[Report], jax.Array]:
-    """The weighting that a config names; a user's own maps a Report to a number that is not negative.
+    """The weighting that a config names; a user's own maps a Report, and its numbers, to a weight that is not negative.
 
     Raises:
       InputError: for a name without meaning.
     """
-    return lookup("federated.weighting", spec, WEIGHTINGS)
+    return function_of("federated.weighting", spec, lookup("federated.weighting", spec, WEIGHTINGS), 1)
 
 
 def _sum(x: jax.Array, axis_name: str | None) -> jax.Array:

@@ -6,16 +6,16 @@ held-out environments draw u from the same range, or from beyond its upper end. 
 Shapes: N environments.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import InputError
+from dqn_jax.config import InputError, Record
 from dqn_jax.envs import Environment, EnvParams
+from dqn_jax.lookup import lookup, record_of
 from dqn_jax.mapping import ENVIRONMENTS, stream_key
 
 BEYOND = (1.0, 1.5)
@@ -63,20 +63,29 @@ DISTRIBUTIONS = {
 }
 
 
-def distribution_of(name: str, env_name: str) -> Distribution | None:
-    """The named distribution, None for "none".
+def find_distribution(name: str) -> Distribution | None:
+    """The distribution of a name, None for "none"; a user's own is a Distribution, or a function that makes one of its numbers.
 
     Raises:
-      InputError: for an unknown name, or one of another environment.
+      InputError: for a name without meaning.
     """
     if name == "none":
         return None
-    if name not in DISTRIBUTIONS:
-        close = difflib.get_close_matches(name, [*DISTRIBUTIONS, "none"], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose none or one of {', '.join(DISTRIBUTIONS)}"
-        raise InputError(f"federated.heterogeneity is {name!r}, an unknown distribution: {hint}")
-    distribution = DISTRIBUTIONS[name]
-    if distribution.env != env_name:
+    argument = "federated.heterogeneity"
+    found = lookup(
+        argument, name, {"none": None, **DISTRIBUTIONS}, lambda found: callable(found) or isinstance(found, Distribution)
+    )
+    return record_of(argument, name, found, Distribution)
+
+
+def distribution_of(name: str, env_name: str) -> Distribution | None:
+    """The distribution of a name for one environment.
+
+    Raises:
+      InputError: for a name without meaning, or a distribution of another environment.
+    """
+    distribution = find_distribution(name)
+    if distribution is not None and distribution.env != env_name:
         fitting = ["none", *(other for other, value in DISTRIBUTIONS.items() if value.env == env_name)]
         raise InputError(
             f"federated.heterogeneity is {name!r}, which is for {distribution.env}, and env is {env_name!r}: choose "
@@ -128,11 +137,12 @@ def draw_envs(
     return ClientEnvs(many(0, num_clients, 0.0, 1.0), many(1, num_unseen, 0.0, 1.0), many(2, num_unseen, *BEYOND))
 
 
-def varied_fields(params: EnvParams, name: str) -> list[dict[str, Any]]:
+def varied_fields(params: EnvParams, name: str) -> list[Record]:
     """The fields that a distribution varies, for each of N environments with leaves [N, ...], as plain numbers."""
-    if name == "none":
+    distribution = find_distribution(name)
+    if distribution is None:
         return [{}] * len(params.max_steps_in_episode)
-    values = {field: np.asarray(getattr(params, field), np.float64) for field in DISTRIBUTIONS[name].ranges}
+    values = {field: np.asarray(getattr(params, field), np.float64) for field in distribution.ranges}
     return [
         {field: float(f"{column[i]:.6g}") for field, column in values.items()} for i in range(len(params.max_steps_in_episode))
     ]

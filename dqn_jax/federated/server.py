@@ -1,7 +1,6 @@
 """The server: it takes the mean update for a gradient. Not here: how updates are averaged, or by whom they were made."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax
 import jax
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from dqn_jax.federated.config import FederatedConfig
-from dqn_jax.federated.lookup import lookup
-from dqn_jax.types import Params
+from dqn_jax.lookup import function_of, lookup
+from dqn_jax.types import Params, Tree
 
 ServerRule = Callable[[jax.Array], optax.GradientTransformation]
 """learning rate -> optimizer."""
@@ -19,7 +18,7 @@ _TAU = 1e-3
 """Degree of adaptivity, as Reddi et al. (2021) recommend."""
 
 SERVER_RULES: dict[str, ServerRule] = {
-    "fedavg": optax.sgd,
+    "fedavg": lambda rate: optax.sgd(rate),
     "fedavgm": lambda rate: optax.sgd(rate, momentum=0.9),
     "fedadagrad": lambda rate: optax.adagrad(rate, initial_accumulator_value=_TAU**2, eps=0.0),
     "fedadam": lambda rate: optax.adam(rate, b1=0.9, b2=0.99, eps=_TAU),
@@ -40,19 +39,19 @@ class ServerState(flax.struct.PyTreeNode):
     """[] float32."""
     control: Params
     """SCAFFOLD's c; nothing without it."""
-    moments: Any
+    moments: Tree
     """Average of the clients' optimizer states; nothing unless they are averaged."""
     target_params: Params
     """Average of the clients' targets; nothing unless they are averaged."""
 
 
 def make_server_rule(spec: str) -> ServerRule:
-    """The server's optimizer that a config names; a user's own maps a learning rate to an optax optimizer.
+    """The server's optimizer that a config names; a user's own maps a learning rate, and its numbers, to an optax optimizer.
 
     Raises:
       InputError: for a name without meaning.
     """
-    return lookup("federated.server_optimizer", spec, SERVER_RULES)
+    return function_of("federated.server_optimizer", spec, lookup("federated.server_optimizer", spec, SERVER_RULES), 1)
 
 
 def init_server(config: FederatedConfig, rule: ServerRule, params: Params, opt_state: optax.OptState) -> ServerState:

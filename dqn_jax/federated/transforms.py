@@ -8,7 +8,7 @@ Shapes: P parameters in all.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -17,8 +17,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from dqn_jax.config import InputError
-from dqn_jax.federated.lookup import lookup
-from dqn_jax.types import Params
+from dqn_jax.lookup import Found, function_of, is_users, lookup, record_of
+from dqn_jax.types import Params, Tree
 
 
 class Payload(NamedTuple):
@@ -46,9 +46,9 @@ class Payload(NamedTuple):
 class Transform(NamedTuple):
     """One member of a chain."""
 
-    init: Callable[[Params], Any]
+    init: Callable[[Params], Tree]
     """parameters -> state of one client."""
-    update: Callable[[jax.Array, Any, Params], tuple[Any, Params]]
+    update: Callable[[jax.Array, Tree, Params], tuple[Tree, Params]]
     """(key, state, delta) -> (state, delta as the server will see it)."""
     payload: Callable[[Payload], Payload]
     """What is sent, given what would have been without this transform."""
@@ -193,32 +193,30 @@ def payload_of(params: Params) -> Payload:
     return Payload(parameters=size, leaves=len(leaves), entries=size)
 
 
+TRANSFORMS: dict[str, Callable[..., Transform]] = {"clip": clip, "int8": int8, "top-k": top_k}
+
+
 def make_transforms(specs: tuple[str, ...]) -> Transform:
     """The chain that a config names.
 
     Args:
-      specs: clip:NORM, int8, top-k:SHARE, or module:attribute, the attribute being a Transform.
+      specs: clip:NORM, int8, top-k:SHARE, or module:attribute, the attribute being a Transform, or a function that makes one of
+        the numbers that follow.
 
     Raises:
-      InputError: for a name without meaning, or a number that cannot be used.
+      InputError: for a name without meaning, or numbers that cannot be used.
     """
     return chain(*(_make_transform(spec) for spec in specs))
 
 
 def _make_transform(spec: str) -> Transform:
-    name, _, text = spec.partition(":")
-    if spec == "int8":
-        return int8()
-    with_number = {"clip": clip, "top-k": top_k}
-    if name in with_number:
-        try:
-            number = float(text)
-        except ValueError:
-            raise InputError(f"federated.transforms has {spec!r}: write {name} and a number, as {name}:0.1") from None
-        return with_number[name](number)
-    return lookup(
-        "federated.transforms",
-        spec,
-        dict.fromkeys(("clip:NORM", "int8", "top-k:SHARE")),
-        usable=lambda found: isinstance(found, Transform),
-    )
+    argument = "federated.transforms"
+    found = lookup(argument, spec, TRANSFORMS, lambda found: callable(found) or isinstance(found, Transform))
+    transform = record_of(argument, spec, found, Transform)
+    if not is_users(spec):
+        return transform
+    guarded = {name: function_of(argument, spec, Found(getattr(transform, name), ()), n) for name, n in _ARGUMENTS.items()}
+    return transform._replace(**guarded)
+
+
+_ARGUMENTS = {"init": 1, "update": 3, "payload": 1}

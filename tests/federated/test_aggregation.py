@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from federated.helpers import jit_in_a_hurry, refusal
 from laws.common import assert_close, assert_differs
 
@@ -15,10 +16,12 @@ from dqn_jax.federated.aggregation import Aggregator, Report, from_function, mak
 from dqn_jax.mapping import over, place
 
 DEVICES = 4
+TRIM = 0.2
 
 
 def both(values, weights, axis_name=None):
-    return {"mean": mean_of(values, weights, axis_name), "median": median_of(values, weights, axis_name)}
+    trimmed = aggregation.trimmed(TRIM).combine(values, weights, axis_name)
+    return {"mean": mean_of(values, weights, axis_name), "median": median_of(values, weights, axis_name), "trimmed": trimmed}
 
 
 on_one = jit_in_a_hurry(both)
@@ -63,9 +66,10 @@ def in_numpy(values, weights):
 
     if not present.any():
         zeros = jax.tree.map(lambda x: np.zeros_like(x[0]), values)
-        return {"mean": zeros, "median": zeros}
+        return {"mean": zeros, "median": zeros, "trimmed": zeros}
     medians = jax.tree.map(lambda x: np.median(x[present], axis=0).astype(np.float32), values)
-    return {"mean": jax.tree.map(mean, values), "median": medians}
+    trimmed = jax.tree.map(lambda x: scipy.stats.trim_mean(x[present], TRIM, axis=0).astype(np.float32), values)
+    return {"mean": jax.tree.map(mean, values), "median": medians, "trimmed": trimmed}
 
 
 def test_mean_by_hand():
@@ -185,7 +189,7 @@ def test_weightings_by_hand(monkeypatch):
     ("spec", "remedy"),
     [
         ("zzz", "choose one of {names}, or give module:attribute"),
-        ("nomodule:thing", "module nomodule is not found: set PYTHONPATH"),
+        ("nomodule:thing", "no module nomodule: start in its folder, or set PYTHONPATH"),
         ("json:nothing", "module json has nothing of that name to use: correct it"),
         # It is there, and is neither a function nor an Aggregator.
         ("json.decoder:NaN", "module json.decoder has nothing of that name to use: correct it"),
@@ -201,3 +205,24 @@ def test_bad_names_are_refused(make, field, spec, remedy):
 def test_a_misspelt_name_is_recognised():
     assert refusal(lambda: make_aggregator("medain")).endswith("did you mean median?")
     assert refusal(lambda: make_weighting("sample")).endswith("did you mean samples?")
+
+
+def test_a_trimmed_mean_by_hand():
+    deltas = {"w": np.float32([[1, 9], [5, 1], [2, 2], [100, 3], [np.nan, 4]])}
+    present = np.float32([1, 7, 1, 1, 0])
+    # Of four clients a share of 0.25 is one at each end of each coordinate: (2 + 5) / 2 and (2 + 3) / 2; weights do not count.
+    np.testing.assert_allclose(make_aggregator("trimmed:0.25").combine(deltas, present)["w"], [3.5, 2.5])
+    # A tenth of four is nobody; the default is a tenth.
+    np.testing.assert_allclose(make_aggregator("trimmed").combine(deltas, present)["w"], [27, 3.75])
+    assert make_aggregator("trimmed:0.1").leaves_out_non_finite
+    for share in (0.5, -0.1):
+        assert f"'trimmed:{share}'" in refusal(lambda share=share: make_aggregator(f"trimmed:{share}"))
+    assert "takes no numbers" in refusal(lambda: make_aggregator("mean:0.1"))
+
+
+def test_a_users_own_must_keep_the_shapes(monkeypatch):
+    module = types.ModuleType("own_aggregators")
+    module.stacked = lambda deltas, weights: deltas
+    monkeypatch.setitem(sys.modules, "own_aggregators", module)
+    message = refusal(lambda: make_aggregator("own_aggregators:stacked").combine(updates(), np.ones(8, np.float32)))
+    assert message == "federated.aggregator is 'own_aggregators:stacked', and its['b'] has shape (8,): give ()"

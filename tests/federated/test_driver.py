@@ -267,7 +267,7 @@ def experiment(federated=None, **changes):
             {},
             ("federated.heterogeneity is 'cartpole-lenght'", "did you mean cartpole-length?"),
         ),
-        ({"heterogeneity": "zzz"}, {}, ("federated.heterogeneity is 'zzz'", "choose none or one of cartpole-length")),
+        ({"heterogeneity": "zzz"}, {}, ("federated.heterogeneity is 'zzz'", "choose one of none, cartpole-length")),
         (
             {"heterogeneity": "acrobot-links"},
             {},

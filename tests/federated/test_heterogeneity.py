@@ -1,6 +1,8 @@
 """Environments are drawn from the ranges they should be, each from its own number alone, and stay consistent."""
 
 import functools
+import sys
+import types
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from federated.helpers import jit_in_a_hurry, refusal
 from laws.common import assert_bitwise
 
 from dqn_jax.envs import make_env
-from dqn_jax.federated.heterogeneity import DISTRIBUTIONS, distribution_of, draw_envs, varied_fields
+from dqn_jax.federated.heterogeneity import DISTRIBUTIONS, Distribution, distribution_of, draw_envs, varied_fields
 
 SEEN, UNSEEN = 2000, 500
 
@@ -177,7 +179,7 @@ def test_varied_fields_are_the_drawn_numbers():
     [
         ("cartpole-lenght", "CartPole-v1", "did you mean cartpole-length?"),
         ("nonne", "CartPole-v1", "did you mean none?"),
-        ("zzz", "CartPole-v1", "choose none or one of " + ", ".join(DISTRIBUTIONS)),
+        ("zzz", "CartPole-v1", "choose one of none, " + ", ".join(DISTRIBUTIONS) + ", or give module:attribute"),
         ("cartpole-length", "Acrobot-v1", "choose none or acrobot-links"),
         ("acrobot-links", "CartPole-v1", "choose none or cartpole-length or cartpole-gravity or cartpole-force"),
         ("mountaincar-force", "Breakout-MinAtar", "choose none"),
@@ -189,3 +191,18 @@ def test_bad_names_are_refused(name, env_name, remedy):
     assert message.endswith(remedy)
     if "which is for" in message:
         assert f"which is for {DISTRIBUTIONS[name].env}, and env is {env_name!r}" in message
+
+
+def test_a_users_own_distribution(monkeypatch):
+    module = types.ModuleType("own_distributions")
+    module.heavy = lambda low=1.0, high=2.0: Distribution("CartPole-v1", {"masscart": (low, high)})
+    monkeypatch.setitem(sys.modules, "own_distributions", module)
+    env = make_env("CartPole-v1")
+    envs = draw_envs(env, "own_distributions:heavy:3:4", 0, 64, 2)
+    assert 3 <= envs.seen.masscart.min() < 3.2 < 3.8 < envs.seen.masscart.max() <= 4
+    assert envs.beyond.masscart.min() >= 4
+    # What does not vary is the environment's own.
+    assert (envs.seen.length == env.params.length).all()
+    assert varied_fields(envs.seen, "own_distributions:heavy:3:4")[0].keys() == {"masscart"}
+    message = refusal(lambda: draw_envs(make_env("Acrobot-v1"), "own_distributions:heavy", 0, 2, 2))
+    assert "which is for CartPole-v1, and env is 'Acrobot-v1'" in message

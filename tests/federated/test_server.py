@@ -168,7 +168,7 @@ def test_a_users_own_rule(monkeypatch):
     [
         ("fedadma", "did you mean fedadam?"),
         ("zzz", "choose one of fedavg, fedavgm, fedadagrad, fedadam, fedyogi, or give module:attribute"),
-        ("nomodule:thing", "module nomodule is not found: set PYTHONPATH"),
+        ("nomodule:thing", "no module nomodule: start in its folder, or set PYTHONPATH"),
         ("json:nothing", "module json has nothing of that name to use: correct it"),
         # It is there, and is no function of a learning rate.
         ("json.decoder:NaN", "module json.decoder has nothing of that name to use: correct it"),

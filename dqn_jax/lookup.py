@@ -1,0 +1,185 @@
+"""A part by name, wherever a config names one: ours, ours with numbers, or a user's `module:attribute`, with numbers too.
+
+`huber`, `huber:0.5`, `mine:munchausen`, `mine:munchausen:0.03:0.9`. The names that are ours are in the rooms they belong to.
+"""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import math
+import platform
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from dqn_jax.config import InputError, require
+
+_NOT_THE_USERS = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+"""Folders whose code is ours, Python's or a library's."""
+
+
+class Found(NamedTuple):
+    """What a name in a config stands for."""
+
+    part: Any
+    numbers: tuple[float, ...]
+    """Those after the name, in order."""
+
+
+def is_users(spec: str) -> bool:
+    """Whether a name is a user's `module:attribute`, with numbers or without."""
+    return ":" in _divided(spec)[0]
+
+
+def lookup(argument: str, spec: str, named: Mapping[str, Any], usable: Callable[[Any], bool] = callable) -> Found:
+    """What `spec` stands for: a key of `named`, or an attribute of an importable module.
+
+    Args:
+      argument: the config field it comes from, for messages.
+      spec: a name or "module:attribute", then numbers, all divided by colons.
+      named: what there is by name; names with a colon are refused.
+      usable: whether an attribute is of the kind wanted.
+
+    Returns:
+      The value or attribute, and the numbers.
+
+    Raises:
+      InputError: if there is no such thing, it is of another kind, or its module fails when it is imported.
+    """
+    name, numbers = _divided(spec)
+    if name in named:
+        return Found(named[name], numbers)
+    module_name, _, attribute = name.partition(":")
+    require(module_name not in named, f"{argument} is {spec!r}: after {module_name} give finite numbers, as {module_name}:0.1")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        close = difflib.get_close_matches(name, named, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(named)}, or give module:attribute"
+        raise InputError(f"{argument} is {spec!r}, which has no meaning here: {hint}")
+    with blamed_on(argument, spec):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            raise InputError(
+                f"{argument} is {spec!r}, and host {platform.node()} has no module {module_name}: start in its folder, or set "
+                "PYTHONPATH"
+            ) from None
+    found = getattr(module, attribute, None)
+    if not usable(found):
+        raise InputError(f"{argument} is {spec!r}, and module {module_name} has nothing of that name to use: correct it")
+    return Found(found, numbers)
+
+
+def function_of(argument: str, spec: str, found: Found, num_args: int) -> Callable:
+    """A part as a function of its arguments: the numbers of its name come after them, and what a user's raises is a sentence.
+
+    Args:
+      argument: the config field it comes from, for messages.
+      spec: its name.
+      found: what that stands for.
+      num_args: positional arguments it will be called with.
+
+    Raises:
+      InputError: where it does not take so many arguments and numbers.
+    """
+    try:
+        inspect.signature(found.part).bind(*[None] * num_args, *found.numbers)
+    except (TypeError, ValueError) as error:
+        # ValueError: of some built-in functions Python does not know the arguments.
+        raise InputError(
+            f"{argument} is {spec!r}, called with {num_args} argument(s) and then its {len(found.numbers)} number(s), which do "
+            f"not fit it ({error}): correct them"
+        ) from None
+
+    def function(*args: Any, **options: Any) -> Any:
+        with blamed_on(argument, spec):
+            return found.part(*args, *found.numbers, **options)
+
+    return function
+
+
+def record_of(argument: str, spec: str, found: Found, kind: type) -> Any:
+    """A part that is a record of a kind, or a function that makes one of the numbers of its name.
+
+    Raises:
+      InputError: where the numbers do not fit, or something else is made.
+    """
+    made = found.part
+    if not isinstance(made, kind):
+        made = function_of(argument, spec, found, 0)()
+    else:
+        require(not found.numbers, f"{argument} is {spec!r}, which takes no numbers: leave them out")
+    require(isinstance(made, kind), f"{argument} is {spec!r}, which makes a {type(made).__name__}: make a {kind.__name__}")
+    return made
+
+
+def named_numbers(argument: str, spec: str, found: Found) -> dict[str, float]:
+    """The numbers of a part that declares them, as `part.numbers = {"delta": 1.0}`: its own, the first replaced by those given.
+
+    Raises:
+      InputError: for more than it has.
+    """
+    defaults: Mapping[str, float] = getattr(found.part, "numbers", {})
+    takes = f"takes {len(defaults)} ({', '.join(defaults)})" if defaults else "takes none"
+    require(len(found.numbers) <= len(defaults), f"{argument} is {spec!r}, which {takes}: leave out the rest")
+    return {**defaults, **dict(zip(defaults, found.numbers, strict=False))}
+
+
+def check_like(argument: str, spec: str, made: Any, like: Any) -> None:
+    """Raises InputError unless a part has made what has the same structure and shapes as `like`. It works on traced arrays."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): jax.numpy.shape(leaf) for path, leaf in leaves}
+
+    found, wanted = shapes(made), shapes(like)
+    wrong = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if wrong:
+        one = f"its{wrong[0]}" if wrong[0] else "it"
+        raise InputError(f"{argument} is {spec!r}, and {one} has shape {found.get(wrong[0])}: give {wanted.get(wrong[0])}")
+
+
+@contextlib.contextmanager
+def blamed_on(argument: str, spec: str) -> Iterator[None]:
+    """Turns what a user's code raises in the body into one sentence with its file and line; what is ours raises as it is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or not is_users(spec):
+            raise
+        words = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
+        raise InputError(f"{argument} is {spec!r}, which fails{_place_of(error)} with {reason}") from error
+
+
+def _divided(spec: str) -> tuple[str, tuple[float, ...]]:
+    """(name, numbers): the numbers are what stands at the end."""
+    parts = spec.split(":")
+    numbers: list[float] = []
+    while len(parts) > 1 and _is_number(parts[-1]):
+        numbers.insert(0, float(parts.pop()))
+    return ":".join(parts), tuple(numbers)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _place_of(error: Exception) -> str:
+    """Where in the user's own code an error was raised."""
+    if isinstance(error, SyntaxError):
+        return f" at {error.filename}:{error.lineno}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in _NOT_THE_USERS):
+            return f" at {frame.filename}:{frame.lineno}"
+    return ""
