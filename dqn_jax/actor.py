@@ -1,6 +1,6 @@
-"""The acting half of DQN: epsilon-greedy steps in many environments, and the transitions they give.
+"""The acting half of DQN: exploring steps in many environments, and the transitions they give.
 
-Not here: where transitions are stored, or whose parameters choose the actions.
+Not here: the rule that chooses actions (exploration), where transitions are stored, whose parameters they are.
 
 Shapes: E environments, n the n-step length.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep, reset_key
-from dqn_jax.exploration import epsilon_greedy, exponential_epsilon, linear_epsilon
+from dqn_jax.exploration import Exploration, make_exploration
 from dqn_jax.networks import Network
 from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition
 
@@ -65,14 +65,20 @@ class Actor(NamedTuple):
     init: Callable[..., ActorState]
     """(key, env_params, hyperparams, first_env=0) -> state, for the environments numbered from `first_env`."""
     choose: Callable[[ActorState, Params], Choice]
-    """(state, params) -> epsilon-greedy actions on the observations of the state."""
+    """(state, params) -> actions on the observations of the state."""
     record: Callable[[ActorState, Choice, TimeStep], tuple[ActorState, Transition, jax.Array | bool, Info]]
     """(state, choice, time step [E, ...]) -> (state, transitions [E, ...], whether they are valid [] bool, info)."""
     act: Callable[[ActorState, Params], tuple[ActorState, Transition, jax.Array | bool, Info]]
     """(state, params) -> what `record` returns of a step of the environments after `choose`."""
 
 
-def make_actor(env: Environment, network: Network, config: AgentConfig, num_shards: int = 1) -> Actor:
+def make_actor(
+    env: Environment,
+    network: Network,
+    config: AgentConfig,
+    num_shards: int = 1,
+    exploration: Exploration | None = None,
+) -> Actor:
     """Builds the actor of DQN.
 
     Args:
@@ -80,13 +86,14 @@ def make_actor(env: Environment, network: Network, config: AgentConfig, num_shar
       network: the Q-network whose values choose actions.
       config: the whole agent's; this actor steps `num_envs / num_shards` environments, but its epsilon counts all frames.
       num_shards: actors that one agent's environments are divided over.
+      exploration: how actions are chosen; None takes the rule that the config names.
 
     Returns:
       The actor. Environment e draws from a stream of its own, `fold_in(key, e)`, so neither the number of shards nor that
       of environments changes what environment e sees.
     """
     num_envs = config.num_envs // num_shards
-    epsilon_of = {"linear": linear_epsilon, "exponential": exponential_epsilon}[config.epsilon_schedule]
+    rule = make_exploration(config) if exploration is None else exploration
 
     def init(
         key: jax.Array, env_params: EnvParams, hyperparams: ActorHyperparams, first_env: jax.Array | int = 0
@@ -106,15 +113,17 @@ def make_actor(env: Environment, network: Network, config: AgentConfig, num_shar
 
     def choose(state: ActorState, params: Params) -> Choice:
         time = state.clock.count
-        epsilon = epsilon_of(time * config.num_envs, state.hyperparams)
+        frames = time * config.num_envs
 
-        def one(stream: jax.Array, obs: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(stream: jax.Array, obs: jax.Array, numbers: ActorHyperparams) -> tuple[jax.Array, jax.Array]:
             network_key, action_key, env_key = jax.random.split(jax.random.fold_in(stream, time), 3)
-            q_values = network.q_values(network.apply(params, obs, network_key, False))
-            return epsilon_greedy(action_key, q_values, epsilon), env_key
+            q_values = network.apply(params, obs, network_key).q_values
+            return rule.choose(action_key, q_values, frames, numbers), env_key
 
-        actions, env_keys = jax.vmap(one)(state.streams, state.obs, jnp.broadcast_to(epsilon, num_envs))
-        return Choice(actions, env_keys, jnp.mean(epsilon))
+        # A number may be one for all environments, or have one for each.
+        axes = jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, state.hyperparams)
+        actions, env_keys = jax.vmap(one, in_axes=(0, 0, axes))(state.streams, state.obs, state.hyperparams)
+        return Choice(actions, env_keys, jnp.mean(rule.epsilon(frames, state.hyperparams)))
 
     def record(state: ActorState, choice: Choice, time_step: TimeStep) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
         time = state.clock.count

@@ -1,4 +1,4 @@
-"""DQN as one pure agent: an actor, a replay memory and a learner. Every way of training transforms what is made here.
+"""DQN as one pure agent: an actor, a memory and a learner. Every way of training transforms what is made here.
 
 One step, in order: act epsilon-greedily and store (actor, replay); sample a batch; descend on (y - Q)^2 with
 y = r + gamma max Q'; every C updates, copy the target, which began as a copy (learner).
@@ -7,18 +7,22 @@ Not here: loops over devices or seeds, files.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dqn_jax.actor import ActorState, make_actor
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams
+from dqn_jax.exploration import exploration_numbers
 from dqn_jax.learner import LearnerState, make_learner
+from dqn_jax.lookup import is_users
+from dqn_jax.losses import LossMaker, check_loss, loss_numbers, make_loss
 from dqn_jax.networks import Network
-from dqn_jax.replay import ReplayState, make_replay
+from dqn_jax.replay import Memory, ReplayState, make_memory
 from dqn_jax.types import (
     ActorHyperparams,
     Clock,
@@ -32,16 +36,19 @@ from dqn_jax.types import (
     Transition,
 )
 
-_EVERY_STEP = ("loss", "epsilon", "episodes", "return_sum", "terminated", "truncated")
+_DIAGNOSES = ("priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age")
+"""Measured at every update they would cost a tenth of it."""
 
-# How the infos of many steps, or many devices, become one.
-_REDUCTIONS: dict[str, Callable[[Any], Any]] = {
+# How the infos of many steps, or many devices, become one. The rest, a loss's own among them, are averaged.
+_REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     **dict.fromkeys(("episodes", "return_sum", "terminated", "truncated"), lambda x: x.sum(axis=0)),
-    **dict.fromkeys(("loss", "td_abs", "q_mean", "grad_norm", "update_norm", "replay_age"), lambda x: x.mean(axis=0)),
     "q_max": lambda x: x.max(axis=0),
     "epsilon": lambda x: x[-1],
     "finite": lambda x: x.all(axis=0),
 }
+
+_PREPARING = np.uint32(2**32 - 1)
+"""Apart from the numbers of a split, which sampling and learning take."""
 
 
 class AgentState(flax.struct.PyTreeNode):
@@ -56,25 +63,64 @@ class AgentState(flax.struct.PyTreeNode):
     """Batches sampled. The learner's own count moves with the learner, which may be somebody else's."""
 
 
+class Init(Protocol):
+    """`Agent.init`."""
+
+    def __call__(
+        self, key: jax.Array, env_params: EnvParams = ..., hyperparams: Hyperparams = ..., shard: jax.Array | int = 0
+    ) -> AgentState:
+        """Makes the first state: of the environment's parameters and the config's numbers, if none are given."""
+
+
+class Add(Protocol):
+    """`Agent.add`."""
+
+    def __call__(
+        self,
+        state: AgentState,
+        transitions: Transition,
+        valid: jax.Array | bool = True,
+        priorities: jax.Array | None = None,
+    ) -> AgentState:
+        """Stores transitions [M, ...], as `Memory.add`."""
+
+
+class Act(Protocol):
+    """`Agent.act`."""
+
+    def __call__(self, state: AgentState, active: jax.Array | bool = True) -> tuple[AgentState, Info]:
+        """Takes one exploring step of every environment, stored where `active` ([] bool) is true."""
+
+
+class Learn(Protocol):
+    """`Agent.learn` and `Agent.step`."""
+
+    def __call__(
+        self, state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
+    ) -> tuple[AgentState, Info]:
+        """Updates the state, gradients being corrected first; what `active` ([] bool) does is said where the function is."""
+
+
 class Agent(NamedTuple):
     """DQN as pure functions of its state."""
 
-    init: Callable[..., AgentState]
-    """(key, env_params=the environment's, hyperparams=the config's, shard=0) -> state."""
-    add: Callable[..., AgentState]
-    """(state, transitions [M, ...], valid=True, priorities=None) -> state with them in its replay, as `Replay.add`."""
-    act: Callable[..., tuple[AgentState, Info]]
-    """(state, active=True): one epsilon-greedy step of every environment, stored where `active` ([] bool) is true."""
+    init: Init
+    add: Add
+    act: Act
+    prepare: Callable[[AgentState], AgentState]
+    """state -> state whose memory is ready for the updates of a step; nothing to do for most memories."""
     grad: Callable[[AgentState], tuple[AgentState, Params, Info]]
     """state -> (state, gradients on a sampled batch, info): what a worker sends to a parameter server."""
-    learn: Callable[..., tuple[AgentState, Info]]
-    """(state, correction=None, active=True): one update on a sampled batch; priorities change where `active` is true."""
-    step: Callable[..., tuple[AgentState, Info]]
-    """(state, correction=None, active=True): `acts_per_step` acts, then `updates_per_step` updates.
+    learn: Learn
+    """One update on a sampled batch; priorities change where `active` is true."""
+    step: Learn
+    """`acts_per_step` acts, then `updates_per_step` updates.
 
     Where `active` ([] bool) is false the state stays as it is; the info is of the step not taken."""
     warm_up: Callable[[AgentState], AgentState]
     """Acts until `learning_starts` frames are stored; `learn` needs it once, before the first update."""
+    memory: Memory
+    """What the state's `replay` is a state of."""
 
 
 def keys_of(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -83,7 +129,7 @@ def keys_of(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return network_key, actor_key, learner_key
 
 
-def hyperparams_of(config: AgentConfig) -> Hyperparams:
+def hyperparams_of(config: AgentConfig, loss: LossMaker | None = None) -> Hyperparams:
     """The numbers of a config that a sweep may vary, as arrays: a Python number in their place would be traced again."""
     clip = float("inf") if config.max_grad_norm is None else config.max_grad_norm
     return Hyperparams(
@@ -93,6 +139,7 @@ def hyperparams_of(config: AgentConfig) -> Hyperparams:
             epsilon_end=jnp.float32(config.epsilon_end),
             epsilon_decay_frames=jnp.int32(config.epsilon_decay_frames),
             epsilon_first_frame=jnp.int32(0),
+            exploration=exploration_numbers(config),
         ),
         learner=LearnerHyperparams(
             learning_rate=jnp.float32(config.learning_rate),
@@ -100,11 +147,17 @@ def hyperparams_of(config: AgentConfig) -> Hyperparams:
             max_grad_norm=jnp.float32(clip),
         ),
         replay=ReplayHyperparams(jnp.float32(config.priority_exponent), jnp.float32(config.importance_exponent)),
+        loss=loss_numbers(config, loss),
     )
 
 
 def make_agent(
-    env: Environment, network: Network, config: AgentConfig, axis_name: str | None = None, num_shards: int = 1
+    env: Environment,
+    network: Network,
+    config: AgentConfig,
+    axis_name: str | None = None,
+    num_shards: int = 1,
+    loss: LossMaker | None = None,
 ) -> Agent:
     """Builds DQN (Mnih et al. 2015, algorithm 1).
 
@@ -114,18 +167,22 @@ def make_agent(
       config: sizes and choices of one whole agent.
       axis_name: mapped axis over which gradients are averaged; None for one learner.
       num_shards: devices that the agent's environments, batch and replay are divided over.
+      loss: makes the loss; None takes the one that the config names.
 
     Returns:
       The agent, or the shard of it that `init`'s argument `shard` numbers.
 
     Raises:
-      InputError: where sizes do not divide over `num_shards`.
+      InputError: where sizes do not divide over `num_shards`, or a part that is a user's own fails when it is traced.
     """
     config.check_shards(num_shards)
     actor = make_actor(env, network, config, num_shards)
-    learner = make_learner(network, config, axis_name)
-    replay = make_replay(_example(env), config, num_shards, axis_name)
-    defaults = hyperparams_of(config)
+    learner = make_learner(network, config, axis_name, loss)
+    memory = make_memory(example_of(env), config, num_shards, axis_name)
+    defaults = hyperparams_of(config, loss)
+    if loss is not None or is_users(config.loss):
+        params, batch_size = jax.eval_shape(network.init, jax.random.key(0)), config.batch_size // num_shards
+        check_loss(make_loss(network, config, loss), config.loss, params, example_of(env), batch_size, defaults.loss)
 
     def init(
         key: jax.Array, env_params: EnvParams = env.params, hyperparams: Hyperparams = defaults, shard: jax.Array | int = 0
@@ -134,8 +191,8 @@ def make_agent(
         first_env = shard * (config.num_envs // num_shards)
         return AgentState(
             actor=actor.init(actor_key, env_params, hyperparams.actor, first_env),
-            learner=learner.init(network_key, hyperparams.learner),
-            replay=replay.init(hyperparams.replay),
+            learner=learner.init(network_key, hyperparams.learner, hyperparams.loss),
+            replay=memory.init(hyperparams.replay),
             stream=jax.random.fold_in(learner_key, shard),
             clock=Clock(jnp.int32(0)),
         )
@@ -143,32 +200,36 @@ def make_agent(
     def add(
         state: AgentState, transitions: Transition, valid: jax.Array | bool = True, priorities: jax.Array | None = None
     ) -> AgentState:
-        return state.replace(replay=replay.add(state.replay, transitions, valid, priorities))
+        return state.replace(replay=memory.add(state.replay, transitions, valid, priorities))
 
     def act(state: AgentState, active: jax.Array | bool = True) -> tuple[AgentState, Info]:
         actor_state, transitions, valid, info = actor.act(state.actor, state.learner.params)
         return add(state.replace(actor=actor_state), transitions, valid & active), info
 
+    def prepare(state: AgentState) -> AgentState:
+        key = jax.random.fold_in(jax.random.fold_in(state.stream, state.clock.count), _PREPARING)
+        return state.replace(replay=memory.prepare(state.replay, state.learner.params, key))
+
     def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array, Info]:
         """A batch, the key to learn from it with, and the mean age of its transitions."""
         time = state.clock.count
         sample_key, grad_key = jax.random.split(jax.random.fold_in(state.stream, time))
-        sample = replay.sample(sample_key, state.replay)
+        sample = memory.sample(sample_key, state.replay)
         # In frames of the whole agent, whatever share of them this replay holds.
         info = {"replay_age": num_shards * jnp.mean(sample.age.astype(jnp.float32))}
         return state.replace(clock=Clock(time + 1)), sample, grad_key, info
 
     def grad(state: AgentState) -> tuple[AgentState, Params, Info]:
         state, sample, key, info = draw(state)
-        grads, td_abs, grad_info = learner.grad(state.learner, sample, key)
-        return state.replace(replay=replay.update(state.replay, sample.indices, td_abs)), grads, info | grad_info
+        grads, priority, grad_info = learner.grad(state.learner, sample, key)
+        return state.replace(replay=memory.update(state.replay, sample.indices, priority)), grads, info | grad_info
 
     def learn(
         state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
     ) -> tuple[AgentState, Info]:
         state, sample, key, info = draw(state)
-        learner_state, td_abs, learn_info = learner.step(state.learner, sample, key, correction)
-        replay_state = replay.update(state.replay, sample.indices, td_abs, active)
+        learner_state, priority, learn_info = learner.step(state.learner, sample, key, correction)
+        replay_state = memory.update(state.replay, sample.indices, priority, active)
         return state.replace(learner=learner_state, replay=replay_state), info | learn_info
 
     def step(
@@ -176,15 +237,18 @@ def make_agent(
     ) -> tuple[AgentState, Info]:
         before = state
         state, act_info = repeat(lambda state: act(state, active), config.acts_per_step)(state)
+        state = prepare(state)
         state, learn_info = repeat(lambda state: learn(state, correction, active), config.updates_per_step)(state)
         if active is not True:
-            state = _select(jnp.asarray(active), state, before)
+            replay = memory.select(jnp.asarray(active), state.replay, before.replay)
+            rest = jax.tree.map(lambda new, old: jnp.where(active, new, old), *(s.replace(replay=()) for s in (state, before)))
+            state = rest.replace(replay=replay)
         return state, act_info | learn_info
 
     def warm_up(state: AgentState) -> AgentState:
         return repeat(act, config.warm_up_acts)(state)[0]
 
-    return Agent(init, add, act, grad, learn, step, warm_up)
+    return Agent(init, add, act, prepare, grad, learn, step, warm_up, memory)
 
 
 def make_chunk(
@@ -194,7 +258,7 @@ def make_chunk(
 
     def step(state: AgentState) -> tuple[AgentState, Info]:
         state, info = agent.step(state, correction)
-        return state, {name: info[name] for name in _EVERY_STEP}
+        return state, every_step(info)
 
     def chunk(state: AgentState) -> tuple[AgentState, Info]:
         state, info = repeat(step, num_steps)(state)
@@ -205,9 +269,9 @@ def make_chunk(
 
 
 def diagnose(agent: Agent, state: AgentState) -> Info:
-    """Q-values, |td|, norms and replay age of one further update that is thrown away, and `finite`.
+    """Q-values, priorities, norms and replay age of one further update that is thrown away, and `finite`.
 
-    Measured at every update they would cost a tenth of it. `finite` ([] bool) says whether every parameter is.
+    `finite` ([] bool) says whether every parameter is.
     """
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.learner.params)]
     return agent.learn(state)[1] | {"finite": jnp.all(jnp.stack(finite))}
@@ -230,7 +294,16 @@ def reduce_info(infos: Info) -> Info:
 
     Counts are added, flags must all hold, epsilon is the last, q_max the largest; the rest are means.
     """
-    return {name: _REDUCTIONS[name](values) for name, values in infos.items()}
+    return {name: _REDUCTIONS.get(name, _mean)(values) for name, values in infos.items()}
+
+
+def every_step(info: Info) -> Info:
+    """What is kept of the info of every step; the rest is measured once a chunk, by `diagnose`."""
+    return {name: value for name, value in info.items() if name not in _DIAGNOSES}
+
+
+def _mean(values: jax.Array) -> jax.Array:
+    return values.mean(axis=0)
 
 
 def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
@@ -241,14 +314,7 @@ def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
     return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
 
 
-def _select(active: jax.Array, new: AgentState, old: AgentState) -> AgentState:
-    """`new` where `active`, else `old`, leaf by leaf; but what grows with the memory is new's: nothing was written into it."""
-    large = {name: getattr(new.replay, name) for name in ("storage", "priorities")}
-    new, old = (state.replace(replay=state.replay.replace(**dict.fromkeys(large, ()))) for state in (new, old))
-    state = jax.tree.map(lambda x, y: jnp.where(active, x, y), new, old)
-    return state.replace(replay=state.replay.replace(**large))
-
-
-def _example(env: Environment) -> Transition:
+def example_of(env: Environment) -> Transition:
+    """A transition with the shapes and dtypes of an environment's."""
     obs = jnp.zeros(env.obs_shape, env.obs_dtype)
     return Transition(s_tm1=obs, a_tm1=jnp.int32(0), r_t=jnp.float32(0), discount_t=jnp.float32(0), s_t=obs)

@@ -16,6 +16,10 @@ ServiceTime: TypeAlias = Literal["constant", "uniform", "exponential", "lognorma
 """Names of `virtual_time.SERVICE_TIMES`."""
 
 
+Record: TypeAlias = dict[str, Any]
+"""Named values as a JSON file has them."""
+
+
 class InputError(ValueError):
     """A user's input that cannot be used. The message names it, its value and the remedy, in one sentence."""
 
@@ -47,6 +51,13 @@ def check_choices(section: str, config: Any) -> None:
             )
 
 
+def check_names(section: str, config: Any, *names: str) -> None:
+    """Each named field is a string, as the name of a part is; what it stands for is seen where the part is built."""
+    for name in names:
+        value = getattr(config, name)
+        require(isinstance(value, str), f"{section}{name} is {value!r}: give the name of a part, as a string")
+
+
 def check_whole(section: str, config: Any, *names: str, least: int = 1) -> None:
     """Each named field is a whole number from `least` to what an int32 counter can hold; else InputError."""
     for name in names:
@@ -72,10 +83,14 @@ def check_number(
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The Q-network: a trunk of features and a linear head with one value per action."""
+    """The Q-network: a trunk of features, and a head with one value per action."""
 
-    kind: Literal["auto", "mlp", "conv"] = "auto"
-    """Trunk; auto takes conv for image observations and mlp for the rest."""
+    trunk: str = "auto"
+    """mlp, conv, auto (conv for image observations, mlp for the rest), or a user's module:function."""
+    head: str = "linear"
+    """linear, dueling (Wang et al. 2016), or a user's module:function."""
+    layer_norm: bool = False
+    """Normalise every layer of the trunk before its ReLU."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the fully connected ReLU layers (after the convolution, if there is one)."""
     channels: int = 16
@@ -88,6 +103,7 @@ class NetworkConfig:
             f"network.hidden_sizes is {sizes}: give a tuple of at least one width, each a positive whole number",
         )
         check_choices("network.", self)
+        check_names("network.", self, "trunk", "head")
         check_whole("network.", self, "channels")
 
 
@@ -111,12 +127,14 @@ class AgentConfig:
     """Transitions kept; the oldest go first."""
     learning_starts: int = 1_000
     """Frames of experience gathered before the first update."""
-    replay: Literal["uniform", "prioritised"] = "uniform"
-    """Draw all transitions alike, or in proportion to a power of their last |td| (Schaul et al. 2016)."""
+    memory: Literal["uniform", "prioritised", "newest"] = "uniform"
+    """Draw all transitions alike, in proportion to a power of their last |td| (Schaul et al. 2016), or the last ones alone."""
     priority_exponent: float = 0.6
     """That power (alpha), if prioritised: 0 draws all alike."""
     importance_exponent: float = 0.4
     """Power of the importance weights (beta), if prioritised: 1 undoes the bias of unequal draws, 0 leaves it."""
+    importance_anneal_frames: int | None = None
+    """Frames over which that power rises linearly to 1, as in the paper; None keeps it."""
 
     discount: float = 0.99
     """gamma."""
@@ -127,12 +145,14 @@ class AgentConfig:
 
     double_q: bool = False
     """Choose the target's action with the online network (van Hasselt et al. 2016)."""
-    loss: Literal["squared", "huber"] = "squared"
-    """Loss of a TD error: its square, or Huber's with threshold 1."""
-    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
-    """Gradient descent rule."""
+    loss: str = "squared"
+    """squared, huber:DELTA (delta 1 without the number), or a user's module:function, with numbers after it too."""
+    optimizer: str = "adam"
+    """adam, rmsprop (centred, as in Mnih et al. 2015), any other of optax by its name, or a user's module:function."""
     learning_rate: float = 1e-3
     """Step size."""
+    learning_rate_decay_updates: int | None = None
+    """Updates over which the step size falls linearly to 0; None keeps it."""
     optimizer_eps: float = 1e-8
     """Added to Adam's denominator; under the square root in RMSProp's, where Mnih et al. (2015) take 0.01."""
     rmsprop_decay: float = 0.95
@@ -144,6 +164,8 @@ class AgentConfig:
     target_rate: float = 1.0
     """Step of the target towards the online parameters: 1 copies them, less is Polyak averaging."""
 
+    exploration: str = "epsilon-greedy"
+    """epsilon-greedy, greedy (for networks with noise), boltzmann:TEMPERATURE, or a user's module:function."""
     epsilon_schedule: Literal["linear", "exponential"] = "linear"
     """How epsilon falls from start to end."""
     epsilon_start: float = 1.0
@@ -155,6 +177,7 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         check_choices("agent.", self)
+        check_names("agent.", self, "loss", "optimizer", "exploration")
         counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity", "learning_starts")
         check_whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
         check_number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
@@ -162,6 +185,8 @@ class AgentConfig:
         check_number("agent.", self, "target_rate", high=1.0, open_low=True)
         check_number("agent.", self, "rmsprop_decay", high=0.9999, open_low=True)
         check_number("agent.", self, "learning_rate", "optimizer_eps", open_low=True)
+        optional = ("learning_rate_decay_updates", "importance_anneal_frames")
+        check_whole("agent.", self, *(name for name in optional if getattr(self, name) is not None))
         if self.max_grad_norm is not None:
             check_number("agent.", self, "max_grad_norm", open_low=True)
         require(

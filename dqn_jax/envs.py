@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import InputError
+from dqn_jax.types import Tree
 
-EnvState: TypeAlias = Any
-EnvParams: TypeAlias = Any
+EnvState: TypeAlias = Tree
+EnvParams: TypeAlias = Tree
 
 # Every entry of these observations is 0 or 1 (gymnax declares them as floats, or as one integer for FrozenLake).
 _BOOLEAN_OBSERVATIONS = frozenset(
@@ -143,6 +144,6 @@ def _observer(name: str, env: Any, params: EnvParams) -> Callable[[jax.Array], j
     return observe
 
 
-def _strong(x: Any) -> jax.Array:
+def _strong(x: Tree) -> jax.Array:
     """Drops the weak type that Python numbers leave behind: gymnax's reset and step differ in it, which would trace twice."""
     return jax.lax.convert_element_type(x, jnp.result_type(x))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import ExperimentConfig
+from dqn_jax.config import ExperimentConfig, Record
 from dqn_jax.envs import Environment, EnvParams, reset_key
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
@@ -34,13 +34,13 @@ class Evaluator(NamedTuple):
 
     play: Callable[[jax.Array, Params], tuple[Any, Any]]
     """(keys [S], parameters of the driver) -> (mean returns [S, C], episodes [S] that ran into the cap), C columns."""
-    columns: list[list[dict[str, Any]]]
+    columns: list[list[Record]]
     """What column c of seed s is, for `returns.csv`: its policy, split, client and env_params."""
     describe: Callable[[np.ndarray], dict[str, np.ndarray]]
     """[S, C] returns -> named numbers of each seed, `eval_return` among them."""
 
 
-def one_environment(evaluate: Callable[..., Evaluation], seeds: Sequence[int], fields: dict[str, Any]) -> Evaluator:
+def one_environment(evaluate: Callable[..., Evaluation], seeds: Sequence[int], fields: Record) -> Evaluator:
     """The evaluator of one policy in one environment: `eval_return` is its mean return.
 
     Args:
@@ -91,8 +91,8 @@ def make_evaluate(
             return (time < cap) & ~jnp.all(result.finished)
 
         def one(stream, time, env_state, obs, so_far):
-            network_key, env_key = jax.random.split(jax.random.fold_in(stream, time))
-            action = jnp.argmax(network.q_values(network.apply(params, obs, network_key, False)))
+            _, env_key = jax.random.split(jax.random.fold_in(stream, time))
+            action = jnp.argmax(network.apply(params, obs, None).q_values)
             env_state, step = env.step(env_key, env_state, action, env_params)
             counts = ~so_far.finished
             result = Evaluation(

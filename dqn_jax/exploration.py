@@ -1,33 +1,126 @@
-"""Epsilon-greedy and the schedules of epsilon. Not here: counting frames, which is the actor's.
+"""Rules that choose actions by their values, and the schedules of epsilon. Not here: counting frames, which is the actor's.
 
-Shapes: A actions, E environments.
+Shapes: A actions.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from dqn_jax.config import AgentConfig
+from dqn_jax.lookup import Found, function_of, lookup, named_numbers
 from dqn_jax.types import ActorHyperparams
 
 
-def epsilon_greedy(key: jax.Array, q_values: jax.Array, epsilon: jax.Array) -> jax.Array:
-    """A random action with probability epsilon, else the first of the greedy ones.
+class Choose(Protocol):
+    """A rule of exploration, as a function. It may have an attribute `numbers`, {name: default}, as a loss's maker."""
+
+    def __call__(self, key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
+        """Chooses the action of one environment.
+
+        Args:
+          key: random key.
+          q_values: [A] action values.
+          frames: [] int32 frames that the agent has taken.
+          hyperparams: numbers of the acting half; the rule's own are in `hyperparams.exploration`, by name.
+
+        Returns:
+          [] int32 action.
+        """
+
+
+class Exploration(NamedTuple):
+    """How actions are chosen."""
+
+    choose: Choose
+    epsilon: Callable[[jax.Array, ActorHyperparams], jax.Array]
+    """(frames [], hyperparams) -> [] float32 probability of an action at random, for the metrics; 0 where the rule has none."""
+
+
+def greedy(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
+    """The first of the actions with the largest value: for networks that explore by themselves."""
+    del key, frames, hyperparams
+    return jnp.argmax(q_values).astype(jnp.int32)
+
+
+def boltzmann(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
+    """An action with a probability in proportion to exp(Q / T) (Sutton & Barto 2018, equation 13.2 with values for h)."""
+    del frames
+    return jax.random.categorical(key, q_values / hyperparams.exploration["temperature"]).astype(jnp.int32)
+
+
+boltzmann.numbers = {"temperature": 1.0}  # type: ignore[attr-defined]
+
+NO_EXPLORATION = Exploration(greedy, lambda frames, hyperparams: jnp.float32(0))
+"""What networks with noise need: they explore by themselves."""
+
+RULES: dict[str, Choose] = {"greedy": greedy, "boltzmann": boltzmann}
+
+
+def find_exploration(config: AgentConfig) -> Found:
+    """The rule that a config names; of epsilon-greedy, what it does where it does not act at random.
+
+    Raises:
+      InputError: for a name without meaning.
+    """
+    return lookup("agent.exploration", config.exploration, {"epsilon-greedy": greedy, **RULES})
+
+
+def exploration_numbers(config: AgentConfig) -> dict[str, jax.Array]:
+    """The numbers of a config's rule by name, as arrays.
+
+    Raises:
+      InputError: for a name without meaning, or more numbers than it takes.
+    """
+    numbers = named_numbers("agent.exploration", config.exploration, find_exploration(config))
+    return {name: jnp.float32(value) for name, value in numbers.items()}
+
+
+def make_exploration(config: AgentConfig, random: bool = False) -> Exploration:
+    """Builds the rule that a config names.
+
+    Args:
+      config: the rule, and the schedule of epsilon.
+      random: whether any rule gives way to an action at random with probability epsilon, as epsilon-greedy does.
+
+    Raises:
+      InputError: for a name without meaning.
+    """
+    found = find_exploration(config)._replace(numbers=())
+    rule = function_of("agent.exploration", config.exploration, found, 4)
+    if config.exploration != "epsilon-greedy" and not random:
+        return Exploration(rule, lambda frames, hyperparams: jnp.float32(0))
+    epsilon_of = {"linear": linear_epsilon, "exponential": exponential_epsilon}[config.epsilon_schedule]
+
+    def choose(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
+        # A key of its own: the rule must not draw what decides whether it is asked.
+        action = rule(jax.random.fold_in(key, 1), q_values, frames, hyperparams)
+        return at_random(key, q_values.shape[0], epsilon_of(frames, hyperparams), action)
+
+    return Exploration(choose, epsilon_of)
+
+
+def at_random(key: jax.Array, num_actions: int, epsilon: jax.Array, action: jax.Array) -> jax.Array:
+    """A random action with probability epsilon, else the one given; epsilon-greedy where that is the greedy one.
 
     Args:
       key: random key.
-      q_values: [A] action values.
+      num_actions: A.
       epsilon: [] probability of exploring.
+      action: [] int32.
 
     Returns:
       [] int32 action.
 
     Source: Sutton & Barto (2018), section 2.2.
     """
-    chex.assert_rank([q_values, epsilon], [1, 0])
+    chex.assert_rank([epsilon, action], 0)
     # Two uniforms of one draw: a randint of its own would cost a fifth of an environment step on a CPU.
     explore, choice = jax.random.uniform(key, (2,))
-    random_action = jnp.floor(choice * q_values.shape[0])
-    return jnp.where(explore < epsilon, random_action, jnp.argmax(q_values)).astype(jnp.int32)
+    return jnp.where(explore < epsilon, jnp.floor(choice * num_actions).astype(jnp.int32), action)
 
 
 def linear_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
@@ -38,7 +131,7 @@ def linear_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Arra
       hyperparams: start, end and length of the decay.
 
     Returns:
-      [] float32 epsilon, or [E] where the hyperparameters have one for each environment.
+      [] float32 epsilon.
     """
     fraction = _fraction(frames, hyperparams)
     return hyperparams.epsilon_start + fraction * (hyperparams.epsilon_end - hyperparams.epsilon_start)
@@ -54,7 +147,7 @@ def exponential_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax
       hyperparams: start, end and length of the decay.
 
     Returns:
-      [] float32 epsilon, or [E] where the hyperparameters have one for each environment.
+      [] float32 epsilon.
     """
     ratio = hyperparams.epsilon_end / hyperparams.epsilon_start
     return hyperparams.epsilon_start * ratio ** _fraction(frames, hyperparams)

@@ -1,12 +1,14 @@
-"""The learning half of DQN: gradients of the TD loss, the optimizer, the target network.
+"""The learning half of DQN: gradients of the loss, the optimizer, the target network.
 
-Not here: where batches come from, or how many devices there are beyond the name of the axis that gradients are averaged over.
+Not here: what the loss is (losses), where batches come from, or how many devices there are beyond the name of the axis that
+gradients are averaged over.
 
 Shapes: B batch.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import chex
 import flax
@@ -15,10 +17,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from dqn_jax import td
 from dqn_jax.config import AgentConfig
+from dqn_jax.lookup import function_of, lookup
+from dqn_jax.losses import LossMaker, LossOutput, loss_numbers, make_loss
 from dqn_jax.networks import Network
-from dqn_jax.types import Clock, Correction, Info, LearnerHyperparams, Params, Sample, Transition
+from dqn_jax.types import Clock, Correction, Info, LearnerHyperparams, Params, Sample, Tree
 
 
 class LearnerState(flax.struct.PyTreeNode):
@@ -28,84 +31,119 @@ class LearnerState(flax.struct.PyTreeNode):
     target_params: Params
     opt_state: optax.OptState
     hyperparams: LearnerHyperparams
+    loss_hyperparams: dict[str, jax.Array]
+    """The loss's numbers, by name, [] float32."""
     updates: Clock
-    memory: Any = ()
+    memory: Tree = ()
     """What a correction keeps from one update to the next; nothing without one that does."""
+
+
+class Networks(Protocol):
+    """What gradients are taken of: a LearnerState, or a worker's copy of it."""
+
+    @property
+    def params(self) -> Params:
+        """Online parameters."""
+
+    @property
+    def target_params(self) -> Params:
+        """Those of the target network."""
+
+    @property
+    def loss_hyperparams(self) -> dict[str, jax.Array]:
+        """The loss's numbers."""
+
+
+class Init(Protocol):
+    """`Learner.init`."""
+
+    def __call__(
+        self, key: jax.Array, hyperparams: LearnerHyperparams, loss_hyperparams: dict[str, jax.Array] = ...
+    ) -> LearnerState:
+        """Makes the first state, both networks alike, with the config's numbers of the loss if none are given."""
+
+
+class Grad(Protocol):
+    """`Learner.grad`."""
+
+    def __call__(self, state: Networks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
+        """Returns gradients of the mean weighted loss, priority [B], info."""
+
+
+class Apply(Protocol):
+    """`Learner.apply`."""
+
+    def __call__(self, state: LearnerState, grads: Params, correction: Correction | None = None) -> tuple[LearnerState, Info]:
+        """Descends: correction, clipping, optimizer, target rule, in that order.
+
+        The info's `grad_norm` is after the correction and before clipping.
+        """
+
+
+class Step(Protocol):
+    """`Learner.step`."""
+
+    def __call__(
+        self, state: LearnerState, sample: Sample, key: jax.Array, correction: Correction | None = None
+    ) -> tuple[LearnerState, jax.Array, Info]:
+        """Returns the state after one update, priority [B], info."""
 
 
 class Learner(NamedTuple):
     """Learning as pure functions: `step` is `apply` after the mean over devices of `grad`."""
 
-    init: Callable[[jax.Array, LearnerHyperparams], LearnerState]
-    """(key, hyperparams) -> state, both networks alike."""
-    grad: Callable[[Any, Sample, jax.Array], tuple[Params, jax.Array, Info]]
-    """(state, sample, key) -> (gradients of the mean weighted loss, |td| [B], info). Reads the state's two networks alone."""
-    apply: Callable[..., tuple[LearnerState, Info]]
-    """(state, grads, correction=None) -> (state, info): correction, clipping, optimizer, target rule, in that order.
-
-    The info's `grad_norm` is after the correction and before clipping."""
-    step: Callable[..., tuple[LearnerState, jax.Array, Info]]
-    """(state, sample, key, correction=None) -> (state, |td| [B], info)."""
+    init: Init
+    grad: Grad
+    apply: Apply
+    step: Step
 
 
-def make_learner(network: Network, config: AgentConfig, axis_name: str | None = None) -> Learner:
+def make_learner(network: Network, config: AgentConfig, axis_name: str | None = None, loss: LossMaker | None = None) -> Learner:
     """Builds the learner of DQN (Mnih et al. 2015).
 
     Args:
       network: the Q-network.
       config: loss, optimizer, clipping and target rule.
       axis_name: mapped axis over which `step` averages gradients; None where there is one learner.
+      loss: makes the loss; None takes the one that the config names.
 
     Returns:
       The learner.
     """
-    loss_of = td.squared_error if config.loss == "squared" else td.huber_loss
+    loss_of = make_loss(network, config, loss)
+    defaults = loss_numbers(config, loss)
+    optimizer_of = make_optimizer(config)
 
-    def init(key: jax.Array, hyperparams: LearnerHyperparams) -> LearnerState:
+    def init(
+        key: jax.Array, hyperparams: LearnerHyperparams, loss_hyperparams: dict[str, jax.Array] = defaults
+    ) -> LearnerState:
         params = network.init(key)
         return LearnerState(
             params=params,
             # A copy: two leaves that share a buffer cannot be donated.
             target_params=jax.tree.map(jnp.copy, params),
-            opt_state=_optimizer(config, hyperparams).init(params),
+            opt_state=optimizer_of(hyperparams).init(params),
             hyperparams=hyperparams,
+            loss_hyperparams=loss_hyperparams,
             updates=Clock(jnp.int32(0)),
         )
 
-    def transition_loss(
-        params: Params, target_params: Params, transition: Transition, key: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """([] loss, ([] |td|, [A] online values)) of one transition."""
+    def grad(state: Networks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
+        def batch_loss(params: Params) -> tuple[jax.Array, LossOutput]:
+            output = loss_of(params, state.target_params, sample.transitions, key, state.loss_hyperparams)
+            chex.assert_equal_shape([sample.weights, output.loss, output.priority])
+            return jnp.mean(sample.weights * output.loss), output
 
-        def q_values(params: Params, obs: jax.Array, stream: int) -> jax.Array:
-            return network.q_values(network.apply(params, obs, jax.random.fold_in(key, stream), True))
-
-        s_tm1, a_tm1, r_t, discount_t, s_t = transition
-        q_tm1 = q_values(params, s_tm1, 0)
-        q_t = q_values(target_params, s_t, 1)
-        if config.double_q:
-            td_error = td.double_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_values(params, s_t, 2))
-        else:
-            td_error = td.q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
-        return loss_of(td_error), (jnp.abs(td_error), q_tm1)
-
-    def grad(state: LearnerState, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
-        def batch_loss(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            losses, aux = jax.vmap(transition_loss, in_axes=(None, None, 0, None))(
-                params, state.target_params, sample.transitions, key
-            )
-            chex.assert_equal_shape([sample.weights, losses])
-            return jnp.mean(sample.weights * losses), aux
-
-        (loss, (td_abs, q_tm1)), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
-        info = {"loss": loss, "td_abs": jnp.mean(td_abs), "q_mean": jnp.mean(q_tm1), "q_max": jnp.max(q_tm1)}
-        return grads, td_abs, info
+        (mean_loss, (_, priority, q_tm1, own_info)), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
+        info = {name: jnp.mean(value) for name, value in own_info.items()}
+        info |= {"loss": mean_loss, "priority": jnp.mean(priority), "q_mean": jnp.mean(q_tm1), "q_max": jnp.max(q_tm1)}
+        return grads, priority, info
 
     def apply(state: LearnerState, grads: Params, correction: Correction | None = None) -> tuple[LearnerState, Info]:
         memory = state.memory
         if correction is not None:
             grads, memory = correction(grads, state.params, memory)
-        optimizer = _optimizer(config, state.hyperparams)
+        optimizer = optimizer_of(_at(config, state))
         deltas, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, deltas)
         updates = state.updates.count + 1
@@ -129,13 +167,22 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
     def step(
         state: LearnerState, sample: Sample, key: jax.Array, correction: Correction | None = None
     ) -> tuple[LearnerState, jax.Array, Info]:
-        grads, td_abs, info = grad(state, sample, key)
+        grads, priority, info = grad(state, sample, key)
         if axis_name is not None:
             grads = _fused_mean(grads, axis_name)
         state, apply_info = apply(state, grads, correction)
-        return state, td_abs, info | apply_info
+        return state, priority, info | apply_info
 
     return Learner(init, grad, apply, step)
+
+
+def _at(config: AgentConfig, state: LearnerState) -> LearnerHyperparams:
+    """The numbers of the next update: the learning rate falls with the updates made."""
+    numbers = state.hyperparams
+    if config.learning_rate_decay_updates is None:
+        return numbers
+    left = jnp.maximum(1 - state.updates.count / config.learning_rate_decay_updates, 0.0)
+    return numbers._replace(learning_rate=numbers.learning_rate * left)
 
 
 def _fused_mean(grads: Params, axis_name: str) -> Params:
@@ -144,15 +191,44 @@ def _fused_mean(grads: Params, axis_name: str) -> Params:
     return unravel(jax.lax.pmean(flat, axis_name))
 
 
-def _optimizer(config: AgentConfig, hyperparams: LearnerHyperparams) -> optax.GradientTransformation:
-    """The optimizer, rebuilt from traced numbers wherever it is used: its state does not depend on them."""
-    rate = hyperparams.learning_rate
-    rule = {
-        "adam": lambda: optax.adam(rate, eps=config.optimizer_eps),
-        # Centred, as in Mnih et al. (2015).
-        "rmsprop": lambda: optax.rmsprop(rate, decay=config.rmsprop_decay, eps=config.optimizer_eps, centered=True),
-        "sgd": lambda: optax.sgd(rate),
-    }[config.optimizer]()
-    if config.max_grad_norm is None:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(hyperparams.max_grad_norm), rule)
+def make_optimizer(config: AgentConfig) -> Callable[[LearnerHyperparams], optax.GradientTransformation]:
+    """The optimizer that a config names, clipping before it, as a function of numbers.
+
+    It is rebuilt from traced numbers wherever it is used: its state does not depend on them.
+
+    Raises:
+      InputError: for a name without meaning, or numbers that do not fit.
+    """
+    argument, spec = "agent.optimizer", config.optimizer
+    found = lookup(argument, spec, _OPTAX)
+    if found.part in _OURS:
+        rule = function_of(argument, spec, found, 2)
+        build = lambda rate: rule(rate, config)  # noqa: E731
+    else:
+        build = function_of(argument, spec, found, 1)
+
+    def optimizer(hyperparams: LearnerHyperparams) -> optax.GradientTransformation:
+        rule = build(hyperparams.learning_rate)
+        if config.max_grad_norm is None:
+            return rule
+        return optax.chain(optax.clip_by_global_norm(hyperparams.max_grad_norm), rule)
+
+    return optimizer
+
+
+def _adam(rate: jax.Array, config: AgentConfig) -> optax.GradientTransformation:
+    return optax.adam(rate, eps=config.optimizer_eps)
+
+
+def _rmsprop(rate: jax.Array, config: AgentConfig) -> optax.GradientTransformation:
+    # Centred, as in Mnih et al. (2015).
+    return optax.rmsprop(rate, decay=config.rmsprop_decay, eps=config.optimizer_eps, centered=True)
+
+
+_OURS = (_adam, _rmsprop)
+_OPTAX: dict[str, Callable] = {
+    name: rule
+    for name, rule in vars(optax).items()
+    if inspect.isfunction(rule) and [*inspect.signature(rule).parameters][:1] == ["learning_rate"]
+} | {"adam": _adam, "rmsprop": _rmsprop}
+"""A user's own maps a learning rate, and the numbers of its name, to an optax optimizer; so do optax's."""

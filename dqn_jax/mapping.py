@@ -9,7 +9,6 @@ Shapes: D devices, S lanes of a `vmap`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import chex
 import jax
@@ -17,13 +16,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dqn_jax.config import InputError, TrainingError
-from dqn_jax.types import Clock
+from dqn_jax.types import Clock, Tree
 
 # Streams of a run that are nobody's experience. No learner has these numbers.
 EVALUATIONS, PLANS, ENVIRONMENTS = (np.uint32(2**32 - 1 - n) for n in range(3))
 
 
-def lane_axes(tree: chex.ArrayTree, share_clocks: bool = True) -> Any:
+def lane_axes(tree: chex.ArrayTree, share_clocks: bool = True) -> Tree:
     """`vmap` axes of a state: 0 for each leaf, None for a `Clock`, unless the lanes' clocks differ."""
     clock_axis = None if share_clocks else 0
     return jax.tree.map(lambda x: clock_axis if isinstance(x, Clock) else 0, tree, is_leaf=lambda x: isinstance(x, Clock))
@@ -32,7 +31,7 @@ def lane_axes(tree: chex.ArrayTree, share_clocks: bool = True) -> Any:
 def lane(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
     """One lane of a state whose lanes share their clocks."""
 
-    def pick(x: Any) -> Any:
+    def pick(x: Tree) -> Tree:
         return x if isinstance(x, Clock) else x[index]
 
     return jax.tree.map(pick, tree, is_leaf=lambda x: isinstance(x, Clock))
@@ -52,8 +51,8 @@ def over(
     fn: Callable,
     axis_name: str | None = None,
     devices: Sequence[jax.Device] | None = None,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
     donate: bool = False,
 ) -> Callable:
     """Maps a function over the leading axis of its arguments.
@@ -79,7 +78,7 @@ def over(
     mapped = jax.pmap(fn, axis_name=axis_name, devices=devices, donate_argnums=(0,) if donate else ())
     num_rows = len(own_rows(devices))
 
-    def checked(*args: chex.ArrayTree) -> Any:
+    def checked(*args: chex.ArrayTree) -> Tree:
         _check_leading_axes(args, num_rows)
         return mapped(*args)
 

@@ -1,83 +1,173 @@
-"""Q-networks on ONE observation (callers `vmap`). Not here: losses, exploration.
+"""Q-networks on ONE observation (callers `vmap`): a trunk of features and a head of action values, chosen apart.
 
-Shapes: A actions, H height, W width, C channels.
+Not here: losses, exploration.
+
+Shapes: A actions, F features, H height, W width, C channels.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import InputError, NetworkConfig
+from dqn_jax.lookup import blamed_on, function_of, lookup
 from dqn_jax.types import Params
 
 
+class Outputs(Protocol):
+    """What a network says of one observation: a record with action values, and whatever its loss needs besides."""
+
+    @property
+    def q_values(self) -> jax.Array:
+        """[A] float32, all that acting and evaluation look at."""
+
+
+class QValues(NamedTuple):
+    """The outputs of a network that has action values alone."""
+
+    q_values: jax.Array
+    """[A] float32."""
+
+
+class Apply(Protocol):
+    """A network, as a function."""
+
+    def __call__(self, params: Params, obs: jax.Array, key: jax.Array | None) -> Outputs:
+        """Values one observation.
+
+        Args:
+          params: parameters.
+          obs: [...] one observation.
+          key: noise is drawn from it, if the network has any; None, as in greedy evaluation, leaves it out.
+        """
+
+
 class Network(NamedTuple):
-    """A Q-network as pure functions."""
+    """A Q-network as pure functions. One that remembers would take and give what it carries beside these arguments."""
 
     init: Callable[[jax.Array], Params]
     """key -> parameters, with the top-level groups `trunk` and `head`."""
-    apply: Callable[[Params, jax.Array, jax.Array, bool], Any]
-    """(params, obs [...], key, train) -> outputs. A deterministic network ignores the key and the flag."""
-    q_values: Callable[[Any], jax.Array]
-    """outputs -> [A] float32 action values, all that acting and evaluation look at."""
+    apply: Apply
 
 
 def make_network(config: NetworkConfig, obs_shape: tuple[int, ...], num_actions: int) -> Network:
     """Builds the Q-network of a config for one observation shape.
 
     Args:
-      config: trunk and widths.
+      config: trunk, head and widths.
       obs_shape: shape of one observation.
       num_actions: A.
 
     Returns:
-      The network; its outputs are the action values themselves.
+      The network. Noise in a flax module is drawn from its rng "noise", which it has if a key is given.
 
     Raises:
-      InputError: for a convolution over observations that are not [H, W, C] with H and W of at least 3.
+      InputError: for a trunk or head that does not exist, fails, or does not fit; for a convolution over observations that are
+        not [H, W, C] with H and W of at least 3.
     """
     image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
-    if config.kind == "conv" and not image:
-        raise InputError(f"network.kind is 'conv', and observations have shape {obs_shape}, not [H, W, C]: use 'mlp'")
-    conv = config.kind == "conv" or (config.kind == "auto" and image)
-    trunk = _Trunk(hidden_sizes=config.hidden_sizes, channels=config.channels if conv else None)
-    module = _QNetwork(trunk=trunk, head=nn.Dense(num_actions))
+    if config.trunk == "conv" and not image:
+        raise InputError(f"network.trunk is 'conv', and observations have shape {obs_shape}, not [H, W, C]: use 'mlp'")
+    trunk = config.trunk if config.trunk != "auto" else "conv" if image else "mlp"
+    make_trunk = function_of("network.trunk", trunk, lookup("network.trunk", trunk, TRUNKS), 1)
+    make_head = function_of("network.head", config.head, lookup("network.head", config.head, HEADS), 2)
+    module = _QNetwork(trunk=make_trunk(config), head=make_head(config, num_actions))
 
     def init(key: jax.Array) -> Params:
         return module.init(key, jnp.zeros(obs_shape))["params"]
 
-    def apply(params: Params, obs: jax.Array, key: jax.Array, train: bool) -> Any:
-        del key, train
-        return module.apply({"params": params}, obs.astype(jnp.float32))
+    def apply(params: Params, obs: jax.Array, key: jax.Array | None) -> Outputs:
+        noise = {} if key is None else {"noise": key}
+        outputs: Any = module.apply({"params": params}, obs.astype(jnp.float32), rngs=noise)
+        return QValues(outputs) if isinstance(outputs, jax.Array) else outputs
 
-    return Network(init, apply, q_values=lambda outputs: outputs)
+    _check(config, init, apply, obs_shape, num_actions)
+    return Network(init, apply)
+
+
+def _check(
+    config: NetworkConfig, init: Callable[[jax.Array], Params], apply: Apply, obs_shape: tuple[int, ...], num_actions: int
+) -> None:
+    """Traces a network whose trunk or head is a user's own; raises InputError if it fails or gives no [A] action values."""
+    if ":" not in config.trunk + config.head:
+        return
+    key = jax.eval_shape(jax.random.key, 0)
+    # Both may be the user's: who is to blame stands in the file and line.
+    name = "network.head" if ":" in config.head else "network.trunk"
+    spec = config.head if ":" in config.head else config.trunk
+    with blamed_on(name, spec):
+        params = jax.eval_shape(init, key)
+        for noise in (key, None):
+            outputs = jax.eval_shape(lambda params, noise: apply(params, jnp.zeros(obs_shape), noise), params, noise)
+    q_values = getattr(outputs, "q_values", None)
+    shape = None if q_values is None else tuple(q_values.shape)
+    if shape != (num_actions,):
+        raise InputError(f"{name} is {spec!r}, whose q_values have shape {shape}: give one of each action, ({num_actions},)")
 
 
 class _QNetwork(nn.Module):
     trunk: nn.Module
     head: nn.Module
 
-    def __call__(self, obs: jax.Array) -> jax.Array:
+    def __call__(self, obs: jax.Array) -> Any:
         return self.head(self.trunk(obs))
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
     """ReLU layers, after a 3x3 convolution where `channels` is given (the MinAtar network of Young & Tian 2019)."""
 
     hidden_sizes: Sequence[int]
-    channels: int | None
+    channels: int | None = None
+    layer_norm: bool = False
+    """Normalise each layer before its ReLU (Ba et al. 2016)."""
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
+        """[...] observation -> [F] features."""
+
+        def activate(x: jax.Array) -> jax.Array:
+            return nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
+
         if self.channels is not None:
-            obs = nn.relu(nn.Dense(self.channels, name="conv")(_patches(obs)))
+            obs = activate(nn.Dense(self.channels, name="conv")(_patches(obs)))
         features = obs.reshape(-1)
         for size in self.hidden_sizes:
-            features = nn.relu(nn.Dense(size)(features))
+            features = activate(nn.Dense(size)(features))
         return features
+
+
+class DuelingHead(nn.Module):
+    """A state value and advantages, each linear in the features: Q(a) = V + A(a) - mean A (Wang et al. 2016, equation 9)."""
+
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[F] features -> [A] action values."""
+        value, advantage = nn.Dense(1, name="value")(features), nn.Dense(self.num_actions, name="advantage")(features)
+        return value + advantage - jnp.mean(advantage)
+
+
+TRUNKS: dict[str, Callable[..., nn.Module]] = {
+    # Named so that a misspelt "auto" is recognised; it has become one of the others before it is looked up.
+    "auto": lambda config: _of(config, None),
+    "mlp": lambda config: _of(config, None),
+    "conv": lambda config: _of(config, config.channels),
+}
+"""A user's own maps a NetworkConfig, and the numbers of its name, to a flax module of one observation that gives features."""
+
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "linear": lambda config, num_actions: nn.Dense(num_actions),
+    "dueling": lambda config, num_actions: DuelingHead(num_actions),
+}
+"""A user's own maps a NetworkConfig, A, and its numbers, to a flax module of features that gives values [A] or an `Outputs`."""
+
+
+def _of(config: NetworkConfig, channels: int | None) -> nn.Module:
+    return Trunk(config.hidden_sizes, channels, config.layer_norm)
 
 
 def _patches(image: jax.Array, size: int = 3) -> jax.Array:

@@ -1,14 +1,16 @@
-"""Replay memory: a ring of transitions, sampled uniformly or by priority.
+"""Memories of transitions: rings from which batches are drawn uniformly, by priority, or the newest.
+
+Nobody else names their fields.
 
 Boolean observations are stored eight to a byte, every other leaf in its own dtype.
 
 Not here: n-step returns, which the actor builds before adding.
 
-Shapes: N capacity, M transitions added at once, B batch.
+Shapes: N capacity, M transitions added at once, B batch, W workers.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import flax
 import jax
@@ -16,10 +18,12 @@ import jax.numpy as jnp
 
 from dqn_jax import sum_tree
 from dqn_jax.config import AgentConfig
-from dqn_jax.types import Clock, ReplayHyperparams, Sample, Transition
+from dqn_jax.types import Clock, Params, ReplayHyperparams, Sample, Transition, Tree
 
-_LEAST_TD = 1e-6
-"""Added to |td|, so that a transition without error is drawn now and then (epsilon in Schaul et al. 2016, section 3.3)."""
+Valid: TypeAlias = jax.Array | bool
+"""[] bool."""
+_LEAST = 1e-6
+"""Added to a priority, so that one of 0 is drawn now and then (epsilon in Schaul et al. 2016, section 3.3)."""
 _RANGE = (1e-30, 1e28)
 """Of a mass in the tree: more than the 0 of an empty slot, and so little that 2^31 of them have a finite sum."""
 
@@ -28,7 +32,7 @@ class Priorities(flax.struct.PyTreeNode):
     """How likely each slot of a prioritised memory is drawn."""
 
     tree: sum_tree.SumTree
-    """Masses p^alpha, p = |td| + a little; 0 in slots that are empty."""
+    """Masses p^alpha, p = priority + a little; 0 in slots that are empty."""
     largest: jax.Array
     """[] float32 largest mass ever set, with which new transitions begin; at first 1."""
     hyperparams: ReplayHyperparams
@@ -43,34 +47,65 @@ class ReplayState(flax.struct.PyTreeNode):
     """Transitions ever added; the ring's position and its fill follow from it."""
     first: jax.Array | None = None
     """[] int32 slot of the storage where this ring begins; None where the storage is its own."""
-    priorities: Any = ()
+    priorities: Tree = ()
     """Priorities; nothing where sampling is uniform."""
 
 
-class Replay(NamedTuple):
-    """A replay memory as pure functions. Where `valid` ([] bool) is false they leave every bit as it is."""
+class Init(Protocol):
+    """`Memory.init`."""
 
-    init: Callable[..., ReplayState]
-    """(hyperparams=None) -> empty memory; a prioritised one needs the hyperparams."""
-    add: Callable[..., ReplayState]
-    """(state, transitions [M, ...], valid=True, priorities=None) -> state.
+    def __call__(self, hyperparams: ReplayHyperparams | None = None) -> ReplayState:
+        """Makes an empty memory; a prioritised one needs the hyperparams."""
 
-    Priorities are |td| [M] where the caller knows it; without them transitions begin with the largest priority seen."""
+
+class Add(Protocol):
+    """`Memory.add`."""
+
+    def __call__(
+        self, state: ReplayState, transitions: Transition, valid: Valid = True, priorities: jax.Array | None = None
+    ) -> ReplayState:
+        """Stores transitions [M, ...]; without priorities [M] they begin with the largest one seen."""
+
+
+class Update(Protocol):
+    """`Memory.update`."""
+
+    def __call__(self, state: ReplayState, indices: jax.Array, priority: jax.Array, valid: Valid = True) -> ReplayState:
+        """Sets the priorities [B] of the slots [B] that were sampled."""
+
+
+class Prepare(Protocol):
+    """`Memory.prepare`."""
+
+    def __call__(self, state: ReplayState, params: Params, key: jax.Array) -> ReplayState:
+        """Makes ready what the updates of an agent step draw from; called once a step, before them."""
+
+
+class Memory(NamedTuple):
+    """A memory as pure functions. Where `valid` ([] bool) is false they leave every bit as it is."""
+
+    init: Init
+    add: Add
     sample: Callable[[jax.Array, ReplayState], Sample]
     """(key, state) -> batch. An empty memory has nothing to draw: the agent's warm-up fills it first."""
-    update: Callable[..., ReplayState]
-    """(state, indices [B], |td| [B], valid=True) -> state, with new priorities for the sampled slots."""
+    update: Update
+    prepare: Prepare
+    clear: Callable[[ReplayState], ReplayState]
+    """state -> as if nothing had ever been added; what is stored stays until it is overwritten, and is never drawn."""
+    select: Callable[[jax.Array, ReplayState, ReplayState], ReplayState]
+    """(valid, new, old) -> `new` where valid, else `old`, for a new one into which nothing was written where it is not."""
 
 
-def make_replay(example: Transition, config: AgentConfig, num_shards: int = 1, axis_name: str | None = None) -> Replay:
-    """The replay that a config asks for, or one of its `num_shards` shards on the mapped axis `axis_name`."""
+def make_memory(example: Transition, config: AgentConfig, num_shards: int = 1, axis_name: str | None = None) -> Memory:
+    """The memory that a config asks for, or one of its `num_shards` shards on the mapped axis `axis_name`."""
     sizes = config.replay_capacity // num_shards, config.batch_size // num_shards
-    if config.replay == "prioritised":
-        return make_prioritised_replay(example, *sizes, axis_name)
-    return make_uniform_replay(example, *sizes)
+    if config.memory == "prioritised":
+        frames = config.importance_anneal_frames
+        return make_prioritised_replay(example, *sizes, axis_name, None if frames is None else frames / num_shards)
+    return (make_newest if config.memory == "newest" else make_uniform_replay)(example, *sizes)
 
 
-def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> Replay:
+def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> Memory:
     """A ring of `capacity` transitions, sampled uniformly with replacement (Lin 1992; Mnih et al. 2015).
 
     Args:
@@ -79,7 +114,7 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
       batch_size: B.
 
     Returns:
-      The replay. `add` raises ValueError for a block that does not divide the capacity.
+      The memory. `add` raises ValueError for a block that does not divide the capacity.
     """
 
     def init(hyperparams: ReplayHyperparams | None = None) -> ReplayState:
@@ -89,7 +124,7 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
         return ReplayState(storage=storage, added=Clock(jnp.int32(0)))
 
     def add(
-        state: ReplayState, transitions: Transition, valid: jax.Array | bool = True, priorities: jax.Array | None = None
+        state: ReplayState, transitions: Transition, valid: Valid = True, priorities: jax.Array | None = None
     ) -> ReplayState:
         del priorities
         size = transitions.r_t.shape[0]
@@ -109,22 +144,48 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
         indices = jax.random.randint(key, (batch_size,), 0, jnp.minimum(state.added.count, capacity))
         return _read(state, example, capacity, indices)
 
-    def update(state: ReplayState, indices: jax.Array, td_abs: jax.Array, valid: jax.Array | bool = True) -> ReplayState:
-        del indices, td_abs, valid
+    def update(state: ReplayState, indices: jax.Array, priority: jax.Array, valid: Valid = True) -> ReplayState:
+        del indices, priority, valid
         return state
 
-    return Replay(init, add, sample, update)
+    return Memory(init, add, sample, update, _as_it_is, clear, select)
 
 
-def make_prioritised_replay(example: Transition, capacity: int, batch_size: int, axis_name: str | None = None) -> Replay:
-    """The same ring, sampled in proportion to p_i^alpha, p_i = |td_i| + a little.
+def make_newest(example: Transition, capacity: int, batch_size: int) -> Memory:
+    """The same ring, of which only the last B transitions are learned from: DQN without replay, for comparison.
+
+    Args:
+      example: one transition; only its shapes and dtypes matter.
+      capacity: N, a multiple of every block that is added.
+      batch_size: B.
+
+    Returns:
+      The memory.
+    """
+    ring = make_uniform_replay(example, capacity, batch_size)
+
+    def sample(key: jax.Array, state: ReplayState) -> Sample:
+        del key
+        return _read(state, example, capacity, (state.added.count - batch_size + jnp.arange(batch_size)) % capacity)
+
+    return ring._replace(sample=sample)
+
+
+def make_prioritised_replay(
+    example: Transition,
+    capacity: int,
+    batch_size: int,
+    axis_name: str | None = None,
+    anneal_transitions: float | None = None,
+) -> Memory:
+    """The same ring, sampled in proportion to p_i^alpha, p_i = |td_i| + a little, or what the loss has instead of |td|.
 
     Draws are stratified, one from each B-th of the sum of all masses: the paper's own way, with the same expectation as
     independent draws and less variance. Importance weights are (N P(i))^-beta over the largest of the batch. beta is constant,
-    as in Horgan et al. (2018); the paper anneals it.
+    as in Horgan et al. (2018), or rises to 1 as in the paper.
 
-    A |td| that is not finite says nothing about its transition, which keeps the priority it has; a new one then begins with
-    the largest, as without a |td|. Both exponents are read from the state.
+    A priority that is not finite says nothing about its transition, which keeps the one it has; a new one then begins with the
+    largest, as without a priority. Both exponents are read from the state.
 
     With `axis_name` each device draws its share of the batch from its own shard, N and P(i) being the shard's: equally full
     shards have the same N P(i) as one memory drawn from evenly. The largest weight is that of the whole batch, on all devices,
@@ -135,9 +196,10 @@ def make_prioritised_replay(example: Transition, capacity: int, batch_size: int,
       capacity: N, a multiple of every block that is added; it need not be a power of two.
       batch_size: B.
       axis_name: mapped axis of the shards; None where the memory is one, or each learns for itself.
+      anneal_transitions: how many are added while beta rises linearly to 1; None keeps it.
 
     Returns:
-      The replay.
+      The memory.
 
     Source: Schaul et al. (2016), equation 1, section 3.4 and appendix B.2.1.
     """
@@ -148,7 +210,7 @@ def make_prioritised_replay(example: Transition, capacity: int, batch_size: int,
         return ring.init().replace(priorities=Priorities(sum_tree.empty(capacity), jnp.float32(1), hyperparams))
 
     def add(
-        state: ReplayState, transitions: Transition, valid: jax.Array | bool = True, priorities: jax.Array | None = None
+        state: ReplayState, transitions: Transition, valid: Valid = True, priorities: jax.Array | None = None
     ) -> ReplayState:
         size = transitions.r_t.shape[0]
         indices = state.added.count % capacity + jnp.arange(size)
@@ -158,32 +220,71 @@ def make_prioritised_replay(example: Transition, capacity: int, batch_size: int,
             masses = jnp.where(jnp.isfinite(priorities), known, masses)
         return _prioritise(ring.add(state, transitions, valid), indices, masses, jnp.full(size, valid))
 
+    def exponent(state: ReplayState) -> jax.Array:
+        beta = state.priorities.hyperparams.importance_exponent
+        if anneal_transitions is None:
+            return beta
+        return beta + (1.0 - beta) * jnp.minimum(state.added.count / anneal_transitions, 1.0)
+
     def sample(key: jax.Array, state: ReplayState) -> Sample:
         tree = state.priorities.tree
         total = sum_tree.total(tree)
         points = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size * total
         indices, masses = sum_tree.find(tree, points)
         # In logarithms: the ratio of two masses can overflow, or vanish. N, the same on all shards, cancels.
-        log_weights = -state.priorities.hyperparams.importance_exponent * (jnp.log(masses) - jnp.log(total))
+        log_weights = -exponent(state) * (jnp.log(masses) - jnp.log(total))
         largest = jnp.max(log_weights)
         if axis_name is not None:
             largest = jax.lax.pmax(largest, axis_name)
         return _read(state, example, capacity, indices)._replace(weights=jnp.exp(log_weights - largest))
 
-    def update(state: ReplayState, indices: jax.Array, td_abs: jax.Array, valid: jax.Array | bool = True) -> ReplayState:
-        masses = _masses(td_abs, state.priorities.hyperparams)
-        return _prioritise(state, indices, masses, valid & jnp.isfinite(td_abs))
+    def update(state: ReplayState, indices: jax.Array, priority: jax.Array, valid: Valid = True) -> ReplayState:
+        masses = _masses(priority, state.priorities.hyperparams)
+        return _prioritise(state, indices, masses, valid & jnp.isfinite(priority))
 
-    return Replay(init, add, sample, update)
+    return Memory(init, add, sample, update, _as_it_is, clear, select)
+
+
+def _as_it_is(state: ReplayState, params: Params, key: jax.Array) -> ReplayState:
+    del params, key
+    return state
 
 
 def clear(state: ReplayState) -> ReplayState:
-    """The memory as if nothing had ever been added; what is stored stays until it is overwritten, and is never drawn."""
+    """Empties a ring, as `Memory.clear`."""
     priorities = state.priorities
     if isinstance(priorities, Priorities):
         tree = jax.tree.map(jnp.zeros_like, priorities.tree)
         priorities = priorities.replace(tree=tree, largest=jnp.ones_like(priorities.largest))
     return state.replace(added=Clock(jnp.zeros_like(state.added.count)), priorities=priorities)
+
+
+def select(valid: jax.Array, new: ReplayState, old: ReplayState) -> ReplayState:
+    """Chooses between two states of a ring, as `Memory.select`: what grows with it is the same in both, and is not compared."""
+    large = {"storage": new.storage, "priorities": new.priorities}
+    new, old = (state.replace(**dict.fromkeys(large, ())) for state in (new, old))
+    return jax.tree.map(lambda x, y: jnp.where(valid, x, y), new, old).replace(**large)
+
+
+def side_by_side(rings: ReplayState) -> ReplayState:
+    """The rings of W workers [W, ...] in one storage [W N, ...]; what else they have stays [W, ...]. Not for priorities."""
+    return rings.replace(storage=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rings.storage))
+
+
+def ring_of(rings: ReplayState, worker: jax.Array) -> ReplayState:
+    """One of the rings that are `side_by_side`: not copied, but seen through."""
+    size = len(jax.tree.leaves(rings.storage)[0]) // len(rings.added.count)
+    return rings.replace(added=Clock(rings.added.count[worker]), first=worker * size)
+
+
+def put_ring(rings: ReplayState, worker: jax.Array, ring: ReplayState) -> ReplayState:
+    """The rings, one of them having become what `ring_of` gave and something was added to."""
+    return ring.replace(added=Clock(rings.added.count.at[worker].set(ring.added.count)), first=None)
+
+
+def bytes_per_transition(example: Transition) -> int:
+    """Bytes that a transition like the example takes in storage."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(pack, example)))
 
 
 def pack(transition: Transition) -> Transition:
@@ -216,9 +317,9 @@ def _read(state: ReplayState, example: Transition, capacity: int, indices: jax.A
     return Sample(transitions, indices, weights, age=(state.added.count - 1 - indices) % capacity)
 
 
-def _masses(td_abs: jax.Array, hyperparams: ReplayHyperparams) -> jax.Array:
-    """(|td| + a little)^alpha: Schaul et al. (2016), equation 1."""
-    return jnp.clip((td_abs + _LEAST_TD) ** hyperparams.priority_exponent, *_RANGE)
+def _masses(priority: jax.Array, hyperparams: ReplayHyperparams) -> jax.Array:
+    """(priority + a little)^alpha: Schaul et al. (2016), equation 1."""
+    return jnp.clip((priority + _LEAST) ** hyperparams.priority_exponent, *_RANGE)
 
 
 def _prioritise(state: ReplayState, indices: jax.Array, masses: jax.Array, valid: jax.Array) -> ReplayState:

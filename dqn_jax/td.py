@@ -83,7 +83,7 @@ def squared_error(td_error: jax.Array) -> jax.Array:
     return jnp.square(td_error)
 
 
-def huber_loss(x: jax.Array, delta: float = 1.0) -> jax.Array:
+def huber_loss(x: jax.Array, delta: jax.Array | float = 1.0) -> jax.Array:
     """[] loss of a [] error x: x^2 / 2 for |x| <= delta, else delta * (|x| - delta / 2).
 
     Its gradient is x clipped to [-delta, delta].

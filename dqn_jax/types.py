@@ -9,13 +9,16 @@ from typing import Any, NamedTuple, TypeAlias
 import flax
 import jax
 
-Params: TypeAlias = Any
+Tree: TypeAlias = Any
+"""A tree of arrays, as jax understands it."""
+
+Params: TypeAlias = Tree
 """Network parameters: a tree of arrays, with the top-level groups `trunk` and `head`."""
 
 Info: TypeAlias = dict[str, Any]
 """Named numbers about what a function did: arrays, on device or host."""
 
-Correction: TypeAlias = Callable[[Params, Params, Any], tuple[Params, Any]]
+Correction: TypeAlias = Callable[[Params, Params, Tree], tuple[Params, Tree]]
 """A change to gradients before clipping: `(grads, params, memory) -> (grads, memory)`, the memory being the learner's."""
 
 
@@ -69,6 +72,8 @@ class ActorHyperparams(NamedTuple):
     """[] int32."""
     epsilon_first_frame: jax.Array
     """[] int32 frame of the agent at which the decay begins."""
+    exploration: dict[str, jax.Array]
+    """The rule's own, by name."""
 
 
 class LearnerHyperparams(NamedTuple):
@@ -95,6 +100,8 @@ class Hyperparams(NamedTuple):
     actor: ActorHyperparams
     learner: LearnerHyperparams
     replay: ReplayHyperparams
+    loss: dict[str, jax.Array]
+    """The loss's own, by name, [] float32."""
 
 
 class Driver(NamedTuple):
@@ -103,13 +110,13 @@ class Driver(NamedTuple):
     `state` is whatever the driver carries. One call of `step` is one compiled chunk.
     """
 
-    init: Callable[[], Any]
+    init: Callable[[], Tree]
     """() -> state, after the warm-up."""
-    step: Callable[[Any], tuple[Any, Info]]
+    step: Callable[[Tree], tuple[Tree, Info]]
     """state (donated) -> (state, info with leaves [S]), among them the `frames` and `updates` of the chunk, int."""
-    params: Callable[[Any], Params]
+    params: Callable[[Tree], Params]
     """state -> what its evaluator plays: online parameters, leaves [S, ...], or several such by name."""
-    check: Callable[[Any], None]
+    check: Callable[[Tree], None]
     """Raises TrainingError where the state breaks the driver's own promise, as unequal replicas do."""
     complaint: Callable[[Info], str | None]
     """info -> what is wrong with the chunk, naming the learners and a remedy; None where nothing is."""

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 
 from dqn_jax import runtime
-from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.config import AgentConfig, NetworkConfig, Record
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.timing import Contestant, Turn, keep_to_one_core, median_ratio, print_table, serve, served, take_turns
 
@@ -138,10 +138,10 @@ def turns_of(group: str, options: Options) -> dict[tuple[str, str], list[float]]
         return take_turns(dict(sorted(contestants.items(), key=lambda item: item[0][::-1])), turns)
 
 
-def ratios(seconds: Mapping[str, list[float]], quick: bool) -> dict[str, Any]:
+def ratios(seconds: Mapping[str, list[float]], quick: bool) -> Record:
     """What is reported of the seconds of this checkout's contestants."""
     iterations = iterations_of(quick)
-    results: dict[str, Any] = {
+    results: Record = {
         "iteration_over_floor": median_ratio(seconds["iteration"], seconds["floor"]),
         "iteration_microseconds": statistics.median(seconds["iteration"]) / iterations * 1e6,
         "floor_microseconds": statistics.median(seconds["floor"]) / iterations * 1e6,
@@ -172,7 +172,7 @@ def misses(results: Mapping[str, Any], targets: Mapping[str, float]) -> list[str
     return sentences
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> Record:
     """The command, the day, the hardware and the versions that the numbers belong to, flat."""
     from dqn_jax.runner.records import provenance
 
@@ -291,7 +291,7 @@ def bare_arithmetic(network: Any, config: AgentConfig, obs_shape: tuple[int, ...
     a_tm1 = jnp.arange(config.batch_size) % 2
 
     def q_values(params: Any, obs: jax.Array) -> jax.Array:
-        return jax.vmap(lambda one: network.apply(params, one, keys[0], True))(obs)
+        return jax.vmap(lambda one: network.apply(params, one, keys[0]).q_values)(obs)
 
     def update(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
         params, target_params, opt_state = carry
@@ -315,14 +315,11 @@ def bare_arithmetic(network: Any, config: AgentConfig, obs_shape: tuple[int, ...
 
 def replay_bytes() -> dict[str, float]:
     """Bytes of replay that a transition takes on Breakout-MinAtar, next observation and all, and that over the fewest."""
-    import jax
+    from dqn_jax.agent import example_of
+    from dqn_jax.replay import bytes_per_transition
 
-    from dqn_jax.agent import make_agent
-
-    env, network, config = parts("breakout")
-    agent = make_agent(env, network, config)
-    storage = jax.eval_shape(lambda: agent.init(jax.random.key(0))).replay.storage
-    taken = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(storage)) / config.replay_capacity
+    env, _, _ = parts("breakout")
+    taken = bytes_per_transition(example_of(env))
     # A bit for each entry of two observations; action, reward and discount of four bytes.
     fewest = 2 * -(-math.prod(env.obs_shape) // 8) + 3 * 4
     return {"bytes_per_transition_breakout": taken, "replay_breakout_over_floor": taken / fewest}

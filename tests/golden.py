@@ -35,7 +35,7 @@ AGENTS = {
     "plain": AgentConfig(**SIZES, target_period=1, target_rate=0.25, epsilon_start=0.5, epsilon_decay_frames=20),
     "everything": AgentConfig(
         **SIZES,
-        replay="prioritised",
+        memory="prioritised",
         n_step=3,
         time_limit="terminal",
         double_q=True,
@@ -68,7 +68,7 @@ def step_of(config):
     after, info = jax.jit(agent.step)(state)
     new = slice(int(state.replay.added.count) % config.replay_capacity, None)
     learner = after.learner
-    priorities = {"priorities": after.replay.priorities.tree[0]} if config.replay == "prioritised" else {}
+    priorities = {"priorities": after.replay.priorities.tree[0]} if config.memory == "prioritised" else {}
     return {
         "observations": after.actor.obs,
         "stored": {name: rows[new][: config.frames_per_step] for name, rows in after.replay.storage._asdict().items()},
@@ -86,7 +86,7 @@ def convolution():
     params = network.init(jax.random.key(SEED))
     obs = jnp.arange(60).reshape(5, 4, 3) % 7 == 0
     shapes = {name: list(values.shape) for name, values in numbers(params).items()}
-    return {"shapes": shapes, "q_values": network.q_values(network.apply(params, obs, jax.random.key(0), False))}
+    return {"shapes": shapes, "q_values": network.apply(params, obs, None).q_values}
 
 
 def streams():
@@ -104,7 +104,7 @@ def streams():
     clients = jax.jit(federation.init)(SEED, jax.tree.map(lambda x: x[0], envs.seen), jnp.array([4, 5]))
     options = ServerConfig(num_workers=3)
     server = make_server(NETWORK, config, options)
-    model = make_model(make_worker(ENV, NETWORK, config, options), server, options, config.replay_capacity)
+    model = make_model(make_worker(ENV, NETWORK, config, options), server, options)
     workers = jax.jit(model.init)(SEED)
     keys = {
         "a learner": key,

@@ -11,7 +11,8 @@ from dqn_jax.actor import Window, make_actor, n_step_transition
 from dqn_jax.agent import hyperparams_of
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, TimeStep
-from dqn_jax.networks import Network
+from dqn_jax.exploration import NO_EXPLORATION
+from dqn_jax.networks import Network, QValues
 from dqn_jax.types import Clock, Transition
 
 GAMMA = 0.5  # A power of two, as are the parts of all rewards: sums are exact in float32, so comparisons can be exact too.
@@ -44,7 +45,7 @@ def script_step(key, state, action, params):
 
 ENV = Environment("script", script_init, script_step, (), (3,), np.dtype(np.float32), 2, max(LENGTHS))
 # With parameters +1 action 1 is greedy, with -1 action 0.
-NETWORK = Network(lambda key: jnp.float32(1), lambda params, obs, key, train: params * jnp.array([0.0, 1.0]), lambda q: q)
+NETWORK = Network(lambda key: jnp.float32(1), lambda params, obs, key: QValues(params * jnp.array([0.0, 1.0])))
 
 
 def config_of(**changes):
@@ -266,13 +267,13 @@ def test_environments_steps_and_keys_draw_apart():
     assert np.unique(noises).size == 2 * STEPS * NUM_ENVS
 
 
-def test_exploring_the_network_and_the_environment_draw_from_keys_of_their_own(monkeypatch):
+def test_exploring_the_network_and_the_environment_draw_from_keys_of_their_own():
     """A network and a rule that choose what they were given as a key: three keys for each environment, each step others."""
     data = jax.random.key_data
-    network = NETWORK._replace(apply=lambda params, obs, key, train: data(key))
-    monkeypatch.setattr("dqn_jax.actor.epsilon_greedy", lambda key, q_values, _: jnp.stack([data(key), q_values]))
+    network = NETWORK._replace(apply=lambda params, obs, key: QValues(data(key)))
+    rule = NO_EXPLORATION._replace(choose=lambda key, q_values, *_: jnp.stack([data(key), q_values]))
     config = config_of()
-    choose = make_actor(ENV, network, config).choose
+    choose = make_actor(ENV, network, config, exploration=rule).choose
     state, keys = start(config), []
     for _ in range(3):
         choice = choose(state, 1.0)

@@ -143,7 +143,7 @@ def test_chunk_is_repeated_steps_and_its_look_ahead_is_thrown_away(ready):
     assert clocks(state) == (4 + 12, 12 + 48, 18)
     # What the look-ahead reports is the update that comes next.
     _, next_update = learn(state)
-    for name in ("td_abs", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age"):
+    for name in ("priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age"):
         np.testing.assert_allclose(info[name], next_update[name], rtol=1e-4, err_msg=name)
 
 
@@ -306,7 +306,8 @@ def test_hyperparams_are_strong_arrays():
     assert hyperparams_of(CONFIG).learner.max_grad_norm == jnp.inf
     assert hyperparams_of(clipped).learner.max_grad_norm == 0.5
     for hyperparams in (hyperparams_of(CONFIG), hyperparams_of(clipped)):
-        dtypes = {name: x.dtype for half in hyperparams for name, x in half._asdict().items()}
+        leaves = jax.tree_util.tree_leaves_with_path(hyperparams)
+        dtypes = {path[-1].name: x.dtype for path, x in leaves}
         assert dtypes.pop("epsilon_decay_frames") == dtypes.pop("epsilon_first_frame") == jnp.int32
         assert set(dtypes.values()) == {jnp.dtype(jnp.float32)}
         assert not any(x.weak_type for x in jax.tree.leaves(hyperparams))
@@ -351,6 +352,7 @@ def test_reduce_info_by_hand():
         "epsilon": [0.9, 0.8, 0.7],
         "q_max": [1.0, 7.0, 2.0],
         "loss": [1.0, 2.0, 6.0],
+        "a name that nobody declared": [1.0, 2.0, 3.0],
     }
     reduced = reduce_info({name: np.array(values) for name, values in infos.items()})
     assert reduced == {
@@ -362,4 +364,5 @@ def test_reduce_info_by_hand():
         "epsilon": 0.7,
         "q_max": 7.0,
         "loss": 3.0,
+        "a name that nobody declared": 2.0,
     }

@@ -1,18 +1,24 @@
 """Epsilon follows its schedule, and epsilon-greedy draws each action as often as epsilon says."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.exploration import epsilon_greedy, exponential_epsilon, linear_epsilon
+from dqn_jax.config import AgentConfig
+from dqn_jax.exploration import at_random, exploration_numbers, exponential_epsilon, linear_epsilon, make_exploration
 from dqn_jax.types import ActorHyperparams
 
 DRAWS = 20_000
 
 
-def hyperparams(start, end, frames, first=0):
-    return ActorHyperparams(jnp.float32(0.99), jnp.float32(start), jnp.float32(end), jnp.int32(frames), jnp.int32(first))
+def hyperparams(start, end, frames, first=0, **exploration):
+    return ActorHyperparams(
+        jnp.float32(0.99), jnp.float32(start), jnp.float32(end), jnp.int32(frames), jnp.int32(first), exploration
+    )
 
 
 def schedule(fn, start, end, decay_frames, frames, first=0):
@@ -59,7 +65,10 @@ def test_epsilon_is_a_strong_float32(fn):
 
 @jax.jit
 def actions_of(q_values, epsilon):
-    return jax.vmap(epsilon_greedy, in_axes=(0, None, None))(jax.random.split(jax.random.key(0), DRAWS), q_values, epsilon)
+    keys, numbers = jax.random.split(jax.random.key(0), DRAWS), hyperparams(epsilon, epsilon, 1)
+    return jax.vmap(make_exploration(AgentConfig()).choose, in_axes=(0, None, None, None))(
+        keys, q_values, jnp.int32(0), numbers
+    )
 
 
 def counts_of(q_values, epsilon):
@@ -101,5 +110,49 @@ def test_ties_take_the_first():
 def test_largest_uniform_is_still_an_action(monkeypatch, num_actions):
     # jax draws a float32 uniform from 23 bits, so 1 - 2^-23 is the largest there is; times A it could round up to A.
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.array([0.0, 1 - 2**-23], jnp.float32))
-    action = epsilon_greedy(jax.random.key(0), jnp.zeros(num_actions), jnp.float32(1.0))
+    action = at_random(jax.random.key(0), num_actions, jnp.float32(1.0), jnp.int32(0))
     assert action == num_actions - 1
+
+
+def choices(exploration, q_values, *, random=False, epsilon=0.0, **numbers):
+    """How often each action is chosen, by any rule."""
+    rule = make_exploration(AgentConfig(exploration=exploration), random=random)
+    keys = jax.random.split(jax.random.key(1), DRAWS)
+    choose = jax.jit(jax.vmap(rule.choose, in_axes=(0, None, None, None)))
+    own = {name: jnp.float32(value) for name, value in numbers.items()}
+    actions = choose(keys, jnp.float32(q_values), jnp.int32(0), hyperparams(epsilon, epsilon, 1, **own))
+    assert actions.dtype == jnp.int32
+    return np.bincount(actions, minlength=len(q_values))
+
+
+def test_boltzmann_draws_in_proportion_to_the_exponential():
+    q_values = np.log([1.0, 2, 3, 4])
+    assert chi_square(choices("boltzmann", q_values, temperature=1.0), [0.1, 0.2, 0.3, 0.4]) < 21.1
+    # At half the temperature the odds are squares.
+    assert chi_square(choices("boltzmann:0.5", q_values, temperature=0.5), np.array([1, 4, 9, 16]) / 30) < 21.1
+    numbers = exploration_numbers(AgentConfig(exploration="boltzmann:0.5"))
+    assert {name: float(x) for name, x in numbers.items()} == {"temperature": 0.5}
+
+
+def test_greedy_does_not_explore_unless_it_is_mixed_with_chance():
+    np.testing.assert_array_equal(choices("greedy", [0, 3, 1], epsilon=0.6), [0, DRAWS, 0])
+    assert chi_square(choices("greedy", [0, 3, 1], random=True, epsilon=0.6), [0.2, 0.6, 0.2]) < 18.4
+    for spec, random, epsilon in (("greedy", False, 0.0), ("greedy", True, 0.6), ("epsilon-greedy", False, 0.6)):
+        rule = make_exploration(AgentConfig(exploration=spec), random=random)
+        np.testing.assert_allclose(rule.epsilon(jnp.int32(0), hyperparams(0.6, 0.6, 1)), epsilon)
+
+
+def test_chance_and_the_rule_it_gives_way_to_draw_apart():
+    """Boltzmann with epsilon a half: with one key for both, who explores would be decided by what the rule draws."""
+    expected = 0.5 * np.array([0.1, 0.2, 0.3, 0.4]) + 0.5 * 0.25
+    assert chi_square(choices("boltzmann", np.log([1.0, 2, 3, 4]), random=True, epsilon=0.5, temperature=1.0), expected) < 21.1
+
+
+def test_a_users_rule_sees_frames_and_its_own_numbers(monkeypatch):
+    module = types.ModuleType("mine")
+    module.rule = lambda key, q_values, frames, hyperparams: frames + hyperparams.exploration["offset"].astype(jnp.int32)
+    module.rule.numbers = {"offset": 2.0}
+    monkeypatch.setitem(sys.modules, "mine", module)
+    config = AgentConfig(exploration="mine:rule:5")
+    numbers = hyperparams(0.0, 0.0, 1, **exploration_numbers(config))
+    assert make_exploration(config).choose(jax.random.key(0), jnp.zeros(2), jnp.int32(7), numbers) == 12

@@ -1,6 +1,7 @@
 """One update of DQN is the one worked by hand: loss, gradient, clipping, optimizer and target, in the right order."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import optax
 import pytest
 
 from dqn_jax.agent import hyperparams_of
-from dqn_jax.config import AgentConfig
+from dqn_jax.config import AgentConfig, InputError
 from dqn_jax.learner import make_learner
-from dqn_jax.networks import Network
+from dqn_jax.networks import Network, QValues
 from dqn_jax.types import Sample, Transition
 
 KEY = jax.random.key(0)
@@ -21,8 +22,7 @@ def linear_network(w=((1.0, 0.0), (0.0, 2.0))):
     """Q(s, a) = w[a] . s for observations and actions of two kinds, w given."""
     return Network(
         init=lambda key: {"trunk": {}, "head": {"w": jnp.array(w)}},
-        apply=lambda params, obs, key, train: params["head"]["w"] @ obs,
-        q_values=lambda outputs: outputs,
+        apply=lambda params, obs, key: QValues(params["head"]["w"] @ obs),
     )
 
 
@@ -96,23 +96,23 @@ WORKED = {
 
 
 @pytest.mark.parametrize("jit", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
-@pytest.mark.parametrize(("changes", "loss", "gradient", "td_abs"), WORKED.values(), ids=WORKED)
-def test_the_worked_batch(changes, loss, gradient, td_abs, jit):
+@pytest.mark.parametrize(("changes", "loss", "gradient", "priority"), WORKED.values(), ids=WORKED)
+def test_the_worked_batch(changes, loss, gradient, priority, jit):
     learner, state = start(config_of(**changes))
-    grads, found_td_abs, info = jit(learner.grad)(state, BATCH, KEY)
+    grads, found_priority, info = jit(learner.grad)(state, BATCH, KEY)
     np.testing.assert_allclose(w_of(grads), gradient, rtol=1e-5)
-    np.testing.assert_allclose(found_td_abs, td_abs, rtol=1e-5)
+    np.testing.assert_allclose(found_priority, priority, rtol=1e-5)
 
     # Q(s) are (1, 2), (1, 4), (2, 0), (0, 2).
-    expected_info = {"loss": loss, "td_abs": np.mean(td_abs), "q_mean": 1.5, "q_max": 4.0}
+    expected_info = {"loss": loss, "priority": np.mean(priority), "q_mean": 1.5, "q_max": 4.0}
     assert info.keys() == expected_info.keys()
     for name, value in expected_info.items():
         np.testing.assert_allclose(info[name], value, rtol=1e-5, err_msg=name)
 
-    after, step_td_abs, step_info = jit(learner.step)(state, BATCH, KEY)
+    after, step_priority, step_info = jit(learner.step)(state, BATCH, KEY)
     np.testing.assert_allclose(w_of(after.params), np.array([[1, 0], [0, 2]]) - 0.1 * np.array(gradient), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(w_of(after.target_params), TARGET_W)
-    np.testing.assert_allclose(step_td_abs, td_abs, rtol=1e-5)
+    np.testing.assert_allclose(step_priority, priority, rtol=1e-5)
     norm = np.linalg.norm(gradient)
     for name, value in (expected_info | {"grad_norm": norm, "update_norm": 0.1 * norm}).items():
         np.testing.assert_allclose(step_info[name], value, rtol=1e-5, err_msg=name)
@@ -121,13 +121,13 @@ def test_the_worked_batch(changes, loss, gradient, td_abs, jit):
 
 def test_weights_multiply_the_loss_before_its_mean():
     learner, state = start(config_of())
-    grads, td_abs, info = jax.jit(learner.grad)(state, sample_of(TRANSITIONS, [1, 0.5, 2, 0]), KEY)
+    grads, priority, info = jax.jit(learner.grad)(state, sample_of(TRANSITIONS, [1, 0.5, 2, 0]), KEY)
     # (3.24 + 0.5 * 25 + 2 * 0.04 + 0) / 4: divided by the size of the batch, not by the sum of the weights.
     np.testing.assert_allclose(info["loss"], 3.955, rtol=1e-5)
     # w[0]: -1/2 * (1.8 * (1, 1) - 2 * 0.2 * (2, 0)), w[1]: -1/2 * 0.5 * -5 * (1, 2).
     np.testing.assert_allclose(w_of(grads), [[-0.5, -0.9], [1.25, 2.5]], rtol=1e-5)
     # Priorities need the error itself.
-    np.testing.assert_allclose(td_abs, [1.8, 5, 0.2, 1.8], rtol=1e-5)
+    np.testing.assert_allclose(priority, [1.8, 5, 0.2, 1.8], rtol=1e-5)
 
 
 @pytest.mark.parametrize("jit", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
@@ -252,12 +252,12 @@ def test_gradients_are_averaged_before_they_are_clipped():
     ]
     samples = jax.tree.map(lambda *x: jnp.stack(x), *map(sample_of, lanes))
     mapped = jax.jit(jax.vmap(learner.step, in_axes=(None, 0, None), axis_name="lanes"))
-    state, td_abs, info = mapped(state, samples, KEY)
+    state, priority, info = mapped(state, samples, KEY)
     for lane in range(2):
         np.testing.assert_allclose(w_of(state.params)[lane], [[0.25, 0], [0, 0]], rtol=1e-5)
     np.testing.assert_allclose(info["grad_norm"], [0.25, 0.25], rtol=1e-5)
     # What is a lane's own stays so.
-    np.testing.assert_allclose(td_abs, [[5], [4.75]])
+    np.testing.assert_allclose(priority, [[5], [4.75]])
 
 
 def test_lanes_without_an_axis_name_keep_their_own_gradients():
@@ -370,18 +370,54 @@ def test_a_new_learning_rate_does_not_retrace_a_step():
 
 
 def test_network_keys_differ_between_the_three_passes():
-    """A noisy network must not see the same noise in Q(s), Q'(s') and the choice of the double target; train is True."""
+    """A noisy network must not see the same noise in Q(s), Q'(s') and the choice of the double target."""
     seen = []
 
-    def apply(params, obs, key, train):
-        seen.append((jax.random.key_data(key), train))
-        return params["head"]["w"] @ obs
+    def apply(params, obs, key):
+        seen.append(jax.random.key_data(key))
+        return QValues(params["head"]["w"] @ obs)
 
     learner = make_learner(linear_network()._replace(apply=apply), config_of(double_q=True))
     state = learner.init(KEY, hyperparams_of(config_of()).learner)
     with jax.disable_jit():
         one = jax.tree.map(lambda x: x[:1], TRANSITIONS)
         learner.grad(state, sample_of(one), KEY)
-    keys = {tuple(np.asarray(key).tolist()) for key, _ in seen}
+    keys = {tuple(np.asarray(key).tolist()) for key in seen}
     assert len(keys) == len(seen) == 3
-    assert all(train is True for _, train in seen)
+
+
+def test_the_learning_rate_falls_linearly_to_0():
+    """Steps of SGD along a constant gradient of 1: 0.1 times 1, 3/4, 1/2, 1/4, 0, 0."""
+    learner, state = start(config_of(learning_rate_decay_updates=4))
+    steps = []
+    for _ in range(6):
+        before = w_of(state.params)[0, 0]
+        state, _ = learner.apply(state, grads_of([1, 0], [0, 0]))
+        steps.append(before - w_of(state.params)[0, 0])
+    np.testing.assert_allclose(steps, [0.1, 0.075, 0.05, 0.025, 0, 0], atol=1e-6)
+    assert state.hyperparams.learning_rate == jnp.float32(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("lion", optax.lion(0.1)), ("adamw:0.5:0.6", optax.adamw(0.1, 0.5, 0.6)), ("yogi", optax.yogi(0.1))],
+)
+def test_any_optimizer_of_optax_by_its_name(name, rule):
+    learner, state = start(config_of(optimizer=name))
+    params = {"trunk": {}, "head": {"w": jnp.array([[1.0, 0.0], [0.0, 2.0]])}}
+    rule_state = rule.init(params)
+    for scale in (1.0, -0.5):
+        grads = grads_of([3 * scale, -4], [0.5, 0.25])
+        state, _ = learner.apply(state, grads)
+        deltas, rule_state = rule.update(grads, rule_state, params)
+        params = optax.apply_updates(params, deltas)
+    np.testing.assert_allclose(w_of(state.params), w_of(params), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("adamm", "did you mean adam?"), ("adam:1", "do not fit it"), ("chain", "has no meaning here")],
+)
+def test_optimizers_that_do_not_exist(name, words):
+    with pytest.raises(InputError, match=r"^agent\.optimizer is .*" + re.escape(words)):
+        make_learner(linear_network(), config_of(optimizer=name))

@@ -13,8 +13,8 @@ TINY = (8, 6)
 IMAGE = (6, 5, 3)
 
 
-def q_values(network, params, obs, key=KEY, train=False):
-    return network.q_values(network.apply(params, obs, key, train))
+def q_values(network, params, obs, key=None):
+    return network.apply(params, obs, key).q_values
 
 
 def shapes(params):
@@ -36,7 +36,7 @@ def conv_reference(params, image):
 
 @pytest.fixture(scope="module")
 def conv():
-    network = make_network(NetworkConfig(kind="conv", hidden_sizes=(8,), channels=4), IMAGE, 3)
+    network = make_network(NetworkConfig(trunk="conv", hidden_sizes=(8,), channels=4), IMAGE, 3)
     params = jax.jit(network.init)(KEY)
     # Biases start at 0, where a forgotten one would not show.
     noise = iter(jax.random.split(jax.random.key(1), 100))
@@ -69,7 +69,7 @@ def test_mlp_is_matrix_products():
 
 
 @pytest.mark.parametrize(
-    ("kind", "obs_shape", "first_layer"),
+    ("trunk", "obs_shape", "first_layer"),
     [
         ("auto", (4,), {"trunk/Dense_0/kernel": (4, 8)}),
         ("auto", (10, 5), {"trunk/Dense_0/kernel": (50, 8)}),
@@ -80,8 +80,8 @@ def test_mlp_is_matrix_products():
         ("mlp", (6, 5, 3), {"trunk/Dense_0/kernel": (90, 8)}),
     ],
 )
-def test_trunk(kind, obs_shape, first_layer):
-    network = make_network(NetworkConfig(kind=kind, hidden_sizes=TINY, channels=4), obs_shape, 3)
+def test_trunk(trunk, obs_shape, first_layer):
+    network = make_network(NetworkConfig(trunk=trunk, hidden_sizes=TINY, channels=4), obs_shape, 3)
     params = jax.eval_shape(network.init, KEY)
     assert params.keys() == {"trunk", "head"}
     found = shapes(params)
@@ -97,8 +97,8 @@ def test_trunk(kind, obs_shape, first_layer):
 
 @pytest.mark.parametrize("obs_shape", [(4,), (10, 5), (2, 10, 3), (10, 2, 3), (4, 4, 4, 4)])
 def test_convolution_refuses_what_is_no_image(obs_shape):
-    with pytest.raises(InputError, match=r"network\.kind is 'conv'") as error:
-        make_network(NetworkConfig(kind="conv"), obs_shape, 2)
+    with pytest.raises(InputError, match=r"network\.trunk is 'conv'") as error:
+        make_network(NetworkConfig(trunk="conv"), obs_shape, 2)
     assert str(obs_shape) in str(error.value)
 
 
@@ -111,11 +111,11 @@ def test_boolean_observations_count_as_0_and_1(conv):
     assert not np.allclose(outputs, q_values(network, params, ~image))
 
 
-def test_key_and_flag_change_nothing(conv):
+def test_a_key_changes_nothing_without_noise(conv):
     network, params = conv
     image = jax.random.normal(jax.random.key(2), IMAGE)
     outputs = q_values(network, params, image)
-    np.testing.assert_array_equal(outputs, q_values(network, params, image, jax.random.key(9), True))
+    np.testing.assert_array_equal(outputs, q_values(network, params, image, jax.random.key(9)))
 
 
 def test_init_follows_its_key():
@@ -123,3 +123,44 @@ def test_init_follows_its_key():
     one, same, other = (jax.jit(network.init)(jax.random.key(seed))["trunk"]["Dense_0"]["kernel"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_a_dueling_head_by_hand():
+    """Q = V + A - mean A, of streams that are linear in the features."""
+    network = make_network(NetworkConfig(head="dueling", hidden_sizes=(3,)), (4,), 2)
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.1, network.init(KEY))
+    obs = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
+    features = np.maximum(dense(params["trunk"]["Dense_0"], obs), 0)
+    value, advantage = dense(params["head"]["value"], features), dense(params["head"]["advantage"], features)
+    np.testing.assert_allclose(q_values(network, params, obs), value + advantage - advantage.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("trunk", "obs_shape"), [("mlp", (4,)), ("conv", IMAGE)])
+def test_layer_normalisation_is_before_every_relu(trunk, obs_shape):
+    """Features do not change when an observation's layers are scaled, and every layer has a scale and a bias."""
+    network = make_network(NetworkConfig(trunk=trunk, hidden_sizes=TINY, channels=4, layer_norm=True), obs_shape, 3)
+    params = network.init(KEY)
+    layers = 2 + (trunk == "conv")
+    assert sum("LayerNorm" in name for name in shapes(params)) == 2 * layers
+    obs = jax.random.normal(jax.random.key(1), obs_shape)
+    # Biases are 0 at first, so a layer of ten times the weights is ten times as large before it is normalised.
+    scaled = jax.tree.map(lambda x: 10 * x, {k: v for k, v in params["trunk"].items() if "LayerNorm" not in k})
+    scaled = {"trunk": params["trunk"] | scaled, "head": params["head"]}
+    np.testing.assert_allclose(q_values(network, scaled, obs), q_values(network, params, obs), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "words"),
+    [
+        ("trunk", "mpl", "did you mean mlp?"),
+        ("head", "duelling", "did you mean dueling?"),
+        ("head", "linear:3", "do not fit it"),
+        ("trunk", "auto:3", "do not fit it"),
+        ("head", "json:dumps", "do not fit it"),
+    ],
+)
+def test_parts_that_do_not_exist(field, name, words):
+    with pytest.raises(InputError) as refused:
+        make_network(NetworkConfig(**{field: name}), (4,), 2)
+    assert str(refused.value).startswith(f"network.{field} is {name!r}")
+    assert words in str(refused.value)

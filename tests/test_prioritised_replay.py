@@ -10,7 +10,7 @@ from laws.common import ENV, NETWORK, STEADY, arrays, assert_bitwise
 
 from dqn_jax.agent import hyperparams_of, make_agent
 from dqn_jax.mapping import lane_axes
-from dqn_jax.replay import clear, make_prioritised_replay
+from dqn_jax.replay import clear, make_memory, make_prioritised_replay
 from dqn_jax.types import ReplayHyperparams, Transition
 
 CAPACITY = 12
@@ -226,7 +226,7 @@ def test_shards_weigh_as_one_memory():
     assert near_and_far[None][1].max() == 1 > 1.1 * expected[1].max()
 
 
-CONFIG = dataclasses.replace(STEADY, replay="prioritised", num_envs=4, batch_size=8, replay_capacity=64, learning_starts=16)
+CONFIG = dataclasses.replace(STEADY, memory="prioritised", num_envs=4, batch_size=8, replay_capacity=64, learning_starts=16)
 AGENT = make_agent(ENV, NETWORK, CONFIG)
 
 
@@ -244,7 +244,7 @@ def test_learning_sets_the_priorities_of_what_was_drawn(ready):
     # Eight strata of two equal slots each: one of every pair is drawn.
     assert (drawn // 2).tolist() == list(range(8))
     errors = after[drawn] ** (1 / 0.6)
-    assert errors.min() < info["td_abs"] < errors.max()
+    assert errors.min() < info["priority"] < errors.max()
     np.testing.assert_allclose(pushed.replay.priorities.tree[0], learned.replay.priorities.tree[0], rtol=1e-5)
     assert_bitwise(learned.replay.storage, ready.replay.storage)
 
@@ -260,7 +260,7 @@ def test_an_inactive_step_changes_nothing(ready):
 
 
 def test_a_uniform_agent_carries_no_priorities(ready):
-    uniform = make_agent(ENV, NETWORK, dataclasses.replace(CONFIG, replay="uniform"))
+    uniform = make_agent(ENV, NETWORK, dataclasses.replace(CONFIG, memory="uniform"))
     shapes = jax.eval_shape(uniform.init, jax.random.key(0))
     names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
     assert {name for name in arrays(ready) if name not in names} == {
@@ -271,3 +271,25 @@ def test_a_uniform_agent_carries_no_priorities(ready):
     }
     assert not any("priorit" in name for name in names)
     assert hyperparams_of(CONFIG).replay == (jnp.float32(0.6), jnp.float32(0.4))
+
+
+def test_the_importance_exponent_rises_to_1():
+    """From 0.4, over twice the capacity: half of the way once the ring is full, and 1 from then on when it has gone round."""
+    rising = make_prioritised_replay(EXAMPLE, CAPACITY, BATCH, anneal_transitions=2 * CAPACITY)
+    errors = np.float32([1, 2, 3, 4] * 3)
+    state = rising.init(numbers(alpha=1.0, beta=0.4))
+    for exponent in (0.7, 1.0, 1.0):
+        state = rising.add(state, transitions_of(range(CAPACITY)), True, errors)
+        batch = rising.sample(jax.random.key(0), state)
+        # Weights are (p / p_min)^-beta, p |td| + a little.
+        np.testing.assert_allclose(batch.weights, errors[batch.indices] ** -exponent, rtol=1e-4)
+
+
+def test_shards_anneal_by_the_frames_of_all():
+    config = dataclasses.replace(CONFIG, importance_anneal_frames=64, batch_size=64, learning_starts=64)
+    for shards in (1, 2):
+        memory = make_memory(EXAMPLE, config, shards)
+        state = memory.init(numbers(alpha=1.0, beta=0.5))
+        state = memory.add(state, transitions_of(range(32 // shards)), True, np.float32([1, 4] * (16 // shards)))
+        weights = np.unique(np.asarray(memory.sample(jax.random.key(0), state).weights))
+        np.testing.assert_allclose(weights, [4**-0.75, 1], rtol=1e-4)

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from dqn_jax.envs import make_env
-from dqn_jax.replay import make_uniform_replay, pack, unpack
+from dqn_jax.replay import (
+    bytes_per_transition,
+    clear,
+    make_newest,
+    make_uniform_replay,
+    pack,
+    put_ring,
+    ring_of,
+    select,
+    side_by_side,
+    unpack,
+)
 from dqn_jax.types import Transition
 
 CAPACITY = 12
@@ -148,3 +159,50 @@ def test_packing_is_lossless(obs, seed):
     assert packed.s_tm1.dtype == jnp.uint8
     assert packed.s_tm1.shape == (-(-obs.size // 8),)
     assert_same(unpack(packed, transition), transition)
+
+
+def test_the_newest_are_the_last_that_were_added():
+    newest = make_newest(EXAMPLE, CAPACITY, batch_size=4)
+    state = newest.init()
+    for added in range(4, 3 * CAPACITY, 2):
+        first = 0 if added == 4 else added - 2
+        state = add(state, transitions_of(range(first, added)))
+        batch = newest.sample(jax.random.key(added), state)
+        assert batch.transitions.r_t.tolist() == list(range(added - 4, added))
+        assert batch.age.tolist() == [3, 2, 1, 0]
+        assert batch.weights.tolist() == [1] * 4
+
+
+def test_rings_side_by_side_are_rings_of_their_own():
+    """Worker 1's view of the storage of three adds and draws as a ring of its own would, and the others' stay as they are."""
+    rings = [filled(count, 4) for count in (4, 12, 8)]
+    together = side_by_side(jax.tree.map(lambda *x: jnp.stack(x), *rings))
+    before = jax.tree.map(np.asarray, together.storage)
+    for _ in range(3):
+        one = ring_of(together, jnp.int32(1))
+        assert_same(sample(jax.random.key(5), one), sample(jax.random.key(5), rings[1]))
+        new = transitions_of(range(20, 24))
+        rings[1], together = add(rings[1], new), put_ring(together, jnp.int32(1), add(one, new))
+    assert together.added.count.tolist() == [4, 24, 8]
+    assert together.first is None
+    for worker, ring in enumerate(rings):
+        part = slice(worker * CAPACITY, (worker + 1) * CAPACITY)
+        assert_same(jax.tree.map(lambda x, part=part: x[part], together.storage), ring.storage)
+    assert not np.array_equal(before.r_t, together.storage.r_t)
+
+
+def test_a_choice_between_two_states_keeps_the_counts_of_one():
+    old = filled(4, 4)
+    new = add(old, transitions_of(range(4, 8)), valid=False).replace(added=filled(8, 4).added)
+    assert int(select(jnp.array(True), new, old).added.count) == 8
+    assert_same(select(jnp.array(False), new, old), old)
+
+
+def test_a_cleared_ring_draws_what_came_after():
+    state = add(clear(filled(CAPACITY, 4)), transitions_of(range(40, 44)))
+    assert set(np.asarray(sample(jax.random.key(0), state).transitions.r_t)) == {40, 41, 42, 43}
+
+
+def test_bytes_of_a_transition():
+    # Ten bits are two bytes, twice; action, reward and discount four each.
+    assert bytes_per_transition(EXAMPLE) == 2 * 2 + 3 * 4

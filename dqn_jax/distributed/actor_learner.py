@@ -10,7 +10,7 @@ Shapes: N actors, E environments in a block, T environment steps in a block, D d
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 
 from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, repeat
 from dqn_jax.distributed import host_envs
-from dqn_jax.distributed.actors import Block, make_env_of, side_by_side
+from dqn_jax.distributed.actors import Block, Policy, make_env_of, side_by_side
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.crew import Crew
 from dqn_jax.distributed.engines.post import Engine, Lost, Report
@@ -27,8 +27,9 @@ from dqn_jax.distributed.roles import lag_info
 from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.mapping import check_replicas, local_devices, names_of, over, place, row, stream_key
-from dqn_jax.networks import make_network
-from dqn_jax.types import Driver, Info
+from dqn_jax.networks import Network, make_network
+from dqn_jax.trial import try_users_parts
+from dqn_jax.types import Driver, Info, Tree
 
 AXIS = "devices"
 """Name of the axis that gradients are averaged over."""
@@ -56,14 +57,15 @@ class LearnerSide(NamedTuple):
     """`agent.diagnose`, means over the devices."""
 
 
-def make_learner_side(config: ActorLearnerExperiment, env: Environment, devices: list[jax.Device]) -> LearnerSide:
+def make_learner_side(
+    config: ActorLearnerExperiment, env: Environment, network: Network, devices: list[jax.Device]
+) -> LearnerSide:
     """Builds the learner's side: the same code as data-parallel training, fed by blocks.
 
     Raises:
       InputError: where sizes do not divide over the devices.
     """
     num_devices = len(devices)
-    network = make_network(config.network, env.obs_shape, env.num_actions)
     agent = make_agent(env, network, config.agent, axis_name=AXIS, num_shards=num_devices)
     config.check_blocks(num_devices)
 
@@ -77,7 +79,7 @@ def make_learner_side(config: ActorLearnerExperiment, env: Environment, devices:
         return jax.lax.scan(add, state, block)[0]
 
     def store_and_learn(state: AgentState, block: Block) -> AgentState:
-        return repeat(agent.learn, config.updates_per_block)(store(state, block))[0]
+        return repeat(agent.learn, config.updates_per_block)(agent.prepare(store(state, block)))[0]
 
     starts = over(start, AXIS, devices)
     storing = over(store, AXIS, devices, donate=True)
@@ -85,7 +87,7 @@ def make_learner_side(config: ActorLearnerExperiment, env: Environment, devices:
     diagnosing = over(lambda state: diagnose(agent, state), AXIS, devices)
 
     def absorb(state: AgentState, block: Block, learn: bool) -> AgentState:
-        def split(x: Any) -> np.ndarray:
+        def split(x: Tree) -> np.ndarray:
             """[T, E, ...] as [D, T, E / D, ...]."""
             x = np.asarray(x)
             return np.moveaxis(x.reshape(len(x), num_devices, -1, *x.shape[2:]), 1, 0)
@@ -114,8 +116,11 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
       InputError: for an environment, a number of devices or sizes that cannot be used.
     """
     env = make_env_of(config)
+    network = make_network(config.network, env.obs_shape, env.num_actions)
+    if not host_envs.is_host(config.env):
+        try_users_parts(env, network, config.agent, config.network)
     devices = local_devices(config.num_devices)
-    hub = _Hub(config, engine, make_learner_side(config, env, devices))
+    hub = _Hub(config, engine, make_learner_side(config, env, network, devices))
     driver = Driver(
         init=hub.init,
         step=hub.step,
@@ -132,7 +137,7 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
     )
     if host_envs.is_host(config.env):
         return driver, host_envs.make_evaluator(config)
-    return driver, evaluator_of(config, env, make_network(config.network, env.obs_shape, env.num_actions))
+    return driver, evaluator_of(config, env, network)
 
 
 class _Hub:
@@ -205,7 +210,8 @@ class _Hub:
         return agent
 
     def _publish(self, agent: AgentState) -> None:
-        self.published, self.params = self.version, row(agent.learner.params, 0)
+        self.published = self.version
+        self.policy = Policy(*row((agent.learner.params, agent.learner.loss_hyperparams), 0))
 
     def _next_block(self) -> tuple[Block, int, Info]:
         """(block, its lag in versions, info): the next one that arrives, or one made of everybody's."""
@@ -232,6 +238,6 @@ class _Hub:
 
     def _send(self, actor: int) -> None:
         assert self.crew is not None
-        news = self.params if self.has[actor] < self.published else None
+        news = self.policy if self.has[actor] < self.published else None
         self.has[actor] = self.published
         self.crew.send(actor, self.published, news)

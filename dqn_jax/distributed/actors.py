@@ -5,7 +5,7 @@ Not here: where actors run (`engines`), environments of the host (`host_envs`), 
 Shapes: N actors, E environments of an actor, T environment steps in a block.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,21 @@ from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.post import Job, Order
 from dqn_jax.distributed.roles import Copy
 from dqn_jax.envs import Environment, make_env
+from dqn_jax.exploration import NO_EXPLORATION, make_exploration
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
 from dqn_jax.networks import make_network
-from dqn_jax.types import ActorHyperparams, Info, Params, Sample, Transition
+from dqn_jax.types import ActorHyperparams, Info, Params, Sample, Transition, Tree
 
 _LADDER_BASE, _LADDER_STEP = 0.4, 7.0
+
+
+class Policy(NamedTuple):
+    """What an actor is sent."""
+
+    params: Params
+    loss_hyperparams: dict[str, jax.Array]
+    """Of the learner, for first priorities."""
 
 
 class Block(NamedTuple):
@@ -31,10 +40,10 @@ class Block(NamedTuple):
 
     transitions: Transition
     """Leaves [T, E, ...]."""
-    valid: Any
+    valid: Tree
     """[T] bool."""
-    priorities: Any
-    """[T, E] |td| by the actor's own parameters; None where the replay has no priorities."""
+    priorities: Tree
+    """[T, E] by the actor's own parameters; None where the replay has no priorities."""
 
 
 class Moment(NamedTuple):
@@ -73,7 +82,12 @@ def make_job(config: ActorLearnerExperiment) -> Job:
     """What an actor does, for any engine."""
     env = make_env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
-    actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors)
+    exploration = {
+        "ladder": make_exploration(config.agent, random=True),
+        "shared": make_exploration(config.agent),
+        "none": NO_EXPLORATION,
+    }[config.actors.exploration]
+    actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors, exploration=exploration)
     learner = make_learner(network, config.agent)
     _, actor_key, _ = keys_of(stream_key(config.seed))
 
@@ -90,28 +104,30 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         return jax.lax.scan(lambda state, _: step(state, params), state, length=config.acts_per_block)
 
     @jax.jit
-    def priorities(transitions: Transition, params: Params) -> jax.Array:
-        def td_abs(transitions: Transition) -> jax.Array:
+    def priorities(transitions: Transition, policy: Policy) -> jax.Array:
+        copy = Copy(policy.params, policy.params, policy.loss_hyperparams)
+
+        def of_moment(transitions: Transition) -> jax.Array:
             ones = jnp.ones_like(transitions.r_t)
             sample = Sample(transitions, indices=ones, weights=ones, age=ones)
             # The compiler leaves out the gradient, which nobody reads.
-            return learner.grad(Copy(params, params), sample, jax.random.key(0))[1]
+            return learner.grad(copy, sample, jax.random.key(0))[1]
 
-        return jax.vmap(td_abs)(transitions)
+        return jax.vmap(of_moment)(transitions)
 
     host = host_envs.make_actor(config, actor) if host_envs.is_host(config.env) else None
 
-    def begin(order: Order) -> tuple[Any, Params]:
+    def begin(order: Order) -> tuple[Tree, Policy]:
         numbers = actor_hyperparams(config, order.stream % config.actors.num_actors, order.frames)
         state = init(jnp.int32(order.stream), numbers)
         return state if host is None else host.begin(state, order.stream), order.params
 
-    def work(state: tuple[Any, Params], order: Order) -> tuple[tuple[Any, Params], Block, Info]:
-        actor_state, params = state
-        params = params if order.params is None else order.params
-        actor_state, (transitions, valid, infos) = (play if host is None else host.play)(actor_state, params)
-        known = priorities(transitions, params) if config.agent.replay == "prioritised" else None
-        return (actor_state, params), Block(transitions, valid, known), reduce_info(infos)
+    def work(state: tuple[Tree, Policy], order: Order) -> tuple[tuple[Tree, Policy], Block, Info]:
+        actor_state, policy = state
+        policy = policy if order.params is None else order.params
+        actor_state, (transitions, valid, infos) = (play if host is None else host.play)(actor_state, policy.params)
+        known = priorities(transitions, policy) if config.agent.memory == "prioritised" else None
+        return (actor_state, policy), Block(transitions, valid, known), reduce_info(infos)
 
     return Job(begin, work)
 

@@ -95,8 +95,8 @@ class ServerExperiment(ExperimentConfig):
             f"server.replay is 'shared' and backend {self.backend!r}: real workers keep their own, so train on 'device'",
         )
         require(
-            agent.replay == "uniform" or self.backend != "device" or server.mode == "barrier" or server.replay == "shared",
-            "agent.replay is 'prioritised' with server.replay 'local': the model of workers that arrive one by one keeps their "
+            agent.memory != "prioritised" or self.backend != "device" or server.mode == "barrier" or server.replay == "shared",
+            "agent.memory is 'prioritised' with server.replay 'local': the model of workers that arrive one by one keeps their "
             "replays in one ring, which has no priorities: take server.replay 'shared' or another backend",
         )
         require(
@@ -136,8 +136,9 @@ class ActorLearnerConfig:
     """Actors; the agent's environments are divided over them."""
     mode: Literal["synchronous", "asynchronous"] = "asynchronous"
     """Everybody waits for everybody after each agent step (the plain agent, to the letter), or nobody waits."""
-    exploration: Literal["ladder", "shared"] = "ladder"
-    """An epsilon of its own for each actor, 0.4^(1 + 7i/(N - 1)) (Horgan et al. 2018), or the agent's schedule for all."""
+    exploration: Literal["ladder", "shared", "none"] = "ladder"
+    """An epsilon of its own for each actor, 0.4^(1 + 7i/(N - 1)) (Horgan et al. 2018), else following
+    the agent's rule; the agent's rule and schedule for all; or none, where the network has noise."""
     acts_per_block: int = 20
     """Environment steps that an actor sends at once; synchronously, those of an agent step."""
     publish_period: int = 1

@@ -31,6 +31,7 @@ from dqn_jax.mapping import (
     stream_key,
 )
 from dqn_jax.networks import Network, make_network
+from dqn_jax.trial import try_users_parts
 from dqn_jax.types import Driver, Info, Params
 
 AXIS = "devices"
@@ -134,6 +135,7 @@ def from_config(config: ExperimentConfig) -> tuple[Driver, Evaluator]:
     """
     env = make_env(config.env, config.max_episode_steps)
     network = make_network(config.network, env.obs_shape, env.num_actions)
+    try_users_parts(env, network, config.agent, config.network)
     driver = make_data_parallel(
         env,
         network,

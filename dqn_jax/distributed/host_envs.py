@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.actor import Actor, ActorState
-from dqn_jax.config import InputError
+from dqn_jax.config import InputError, Record
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.envs import Environment, TimeStep
 from dqn_jax.evaluation import Evaluator
@@ -119,7 +119,7 @@ def env_seed(seed: int, env: int) -> int:
     return int(np.random.SeedSequence((seed, env)).generate_state(1)[0])
 
 
-def final_observations(obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+def final_observations(obs: np.ndarray, info: Record) -> np.ndarray:
     """[E, ...] observations that a step led to, where `obs` already has the next episode's first."""
     if "final_obs" not in info:
         return obs
@@ -137,9 +137,7 @@ def make_evaluator(config: ActorLearnerExperiment) -> Evaluator:
 
     @jax.jit
     def greedy(params: Params, obs: jax.Array) -> jax.Array:
-        key = jax.random.key(0)
-        q_values = jax.vmap(lambda obs: network.q_values(network.apply(params, obs, key, False)))(obs)
-        return jnp.argmax(q_values, axis=1)
+        return jnp.argmax(jax.vmap(lambda obs: network.apply(params, obs, None).q_values)(obs), axis=1)
 
     def play(keys: jax.Array, params: Params) -> tuple[np.ndarray, np.ndarray]:
         envs = make_envs(config.env, config.max_episode_steps, episodes)

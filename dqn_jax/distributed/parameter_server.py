@@ -11,7 +11,7 @@ Shapes: W workers, N replay capacity of each, D devices, L repetitions on a devi
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax
 import jax
@@ -21,14 +21,15 @@ import numpy as np
 from dqn_jax.agent import AgentState, not_finite, reduce_info
 from dqn_jax.config import AgentConfig, InputError
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
-from dqn_jax.distributed.roles import KEPT, Server, Worker, lag_info, make_server, make_worker, may_start, pulls
+from dqn_jax.distributed.roles import Server, Worker, lag_info, make_server, make_worker, may_start, pulls
 from dqn_jax.envs import Environment, make_env
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
 from dqn_jax.mapping import PLANS, devices_for, lane, lane_axes, names_of, over, place, stream_key
 from dqn_jax.networks import Network, make_network
-from dqn_jax.replay import ReplayState
-from dqn_jax.types import Clock, Driver, Info, Params
+from dqn_jax.replay import ReplayState, put_ring, ring_of, side_by_side
+from dqn_jax.trial import try_users_parts
+from dqn_jax.types import Driver, Info, Params, Tree
 from dqn_jax.virtual_time import SERVICE_TIMES
 
 
@@ -63,14 +64,13 @@ class Model(NamedTuple):
     """state -> worker number 0."""
 
 
-def make_model(worker: Worker, server: Server, config: ServerConfig, capacity: int) -> Model:
+def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
     """Builds the model.
 
     Args:
       worker: what a worker does.
       server: what becomes of a push.
       config: how many workers, and who waits for whom.
-      capacity: N.
 
     Returns:
       The model.
@@ -78,7 +78,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig, capacity: i
     num_workers = config.num_workers
     everybody = jnp.arange(num_workers)
     local, barrier = config.replay == "local", config.mode == "barrier"
-    side_by_side = barrier and local
+    in_lanes = barrier and local
 
     def init(seed: jax.Array) -> ServerState:
         state = server.init(seed)
@@ -90,16 +90,14 @@ def make_model(worker: Worker, server: Server, config: ServerConfig, capacity: i
             axes = lane_axes(jax.eval_shape(start, 0), share_clocks=barrier)
             workers = jax.vmap(start, out_axes=axes)(everybody)
             if not barrier:
-                flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), workers.replay.storage)
-                workers = workers.replace(replay=workers.replay.replace(storage=flat))
+                workers = workers.replace(replay=side_by_side(workers.replay))
         else:
 
             def start_next(replay: ReplayState, number: jax.Array) -> tuple[ReplayState, AgentState]:
                 one = worker.init(seed, number, state, replay)
                 return one.replay, one.replace(replay=())
 
-            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(start, 0).replay)
-            replay, workers = jax.lax.scan(start_next, empty, everybody)
+            replay, workers = jax.lax.scan(start_next, worker.empty(), everybody)
             workers = workers.replace(replay=replay)
         plans = stream_key(seed, PLANS)
         nothing = jnp.zeros(num_workers, jnp.int32)
@@ -120,20 +118,13 @@ def make_model(worker: Worker, server: Server, config: ServerConfig, capacity: i
 
     def take(workers: AgentState, w: jax.Array) -> AgentState:
         """Worker w alone. A local replay is not copied, but seen through."""
-        replay = workers.replay
         one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, w, keepdims=False), workers.replace(replay=()))
-        if local:
-            replay = replay.replace(added=Clock(replay.added.count[w]), first=w * capacity)
-        return one.replace(replay=replay)
+        return one.replace(replay=ring_of(workers.replay, w) if local else workers.replay)
 
     def put(workers: AgentState, w: jax.Array, one: AgentState) -> AgentState:
-        replay = one.replay
-        if local:
-            added = workers.replay.added.count.at[w].set(replay.added.count)
-            replay = replay.replace(added=Clock(added), first=None)
         pairs = (workers.replace(replay=()), one.replace(replay=()))
         rest = jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, w, 0), *pairs)
-        return rest.replace(replay=replay)
+        return rest.replace(replay=put_ring(workers.replay, w, one.replay) if local else one.replay)
 
     def arrival(state: ServerState) -> tuple[ServerState, Info]:
         w = jnp.argmin(jnp.where(state.waiting, jnp.inf, state.remaining))
@@ -161,7 +152,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig, capacity: i
         return state, info | {"lags": lag[None], "applied": applied[None], "duration": duration}
 
     def all_at_once(state: ServerState) -> tuple[ServerState, Info]:
-        if side_by_side:
+        if in_lanes:
             axes = lane_axes(state.workers)
             workers, stacked, infos = jax.vmap(worker.work, in_axes=(axes,), out_axes=(axes, 0, 0))(state.workers)
         else:
@@ -186,7 +177,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig, capacity: i
         return state, together | {"duration": jnp.max(service_times(state.plans, pushes - 1))}
 
     def first_worker(state: ServerState) -> AgentState:
-        return lane(state.workers, 0) if side_by_side else take(state.workers, jnp.int32(0))
+        return lane(state.workers, 0) if in_lanes else take(state.workers, jnp.int32(0))
 
     return Model(init, all_at_once if barrier else arrival, first_worker)
 
@@ -225,19 +216,20 @@ def make_parameter_server(
         )
     worker = make_worker(env, network, agent_config, config)
     server = make_server(network, agent_config, config)
-    model = make_model(worker, server, config, agent_config.replay_capacity)
+    model = make_model(worker, server, config)
     num_events = pushes_per_chunk // num_workers if config.mode == "barrier" else pushes_per_chunk
 
     def chunk(state: ServerState) -> tuple[ServerState, Info]:
         before = state.server.updates.count
         state, infos = jax.lax.scan(lambda state, _: model.event(state), state, length=num_events)
+        lags, applied, durations = (infos.pop(name) for name in ("lags", "applied", "duration"))
         diagnosis = worker.diagnose(model.first_worker(state), state.server)
         return state, {
             **diagnosis,
-            **reduce_info({name: infos[name] for name in KEPT}),
-            **lag_info(infos["lags"].reshape(-1), num_workers),
-            "dropped": jnp.sum(~infos["applied"]),
-            "virtual_time": jnp.sum(infos["duration"]),
+            **reduce_info(infos),
+            **lag_info(lags.reshape(-1), num_workers),
+            "dropped": jnp.sum(~applied),
+            "virtual_time": jnp.sum(durations),
             "updates": state.server.updates.count - before,
             "finite": diagnosis["finite"] & jnp.all(jnp.isfinite(infos["loss"])),
         }
@@ -248,7 +240,7 @@ def make_parameter_server(
     def init() -> ServerState:
         return starts(place(np.reshape(seeds, (num_devices, -1)).astype(np.uint32), devices))
 
-    def to_host(leaf: Any) -> np.ndarray:
+    def to_host(leaf: Tree) -> np.ndarray:
         """[D, L, ...] as [S, ...]."""
         return np.asarray(leaf).reshape(len(seeds), *leaf.shape[2:])
 
@@ -285,6 +277,7 @@ def from_config(config: ServerExperiment) -> tuple[Driver, Evaluator]:
     """
     env = make_env(config.env, config.max_episode_steps)
     network = make_network(config.network, env.obs_shape, env.num_actions)
+    try_users_parts(env, network, config.agent, config.network)
     driver = make_parameter_server(
         env,
         network,

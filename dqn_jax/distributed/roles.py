@@ -8,12 +8,12 @@ Shapes: W workers.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dqn_jax.agent import AgentState, diagnose, hyperparams_of, keys_of, make_agent, repeat
+from dqn_jax.agent import AgentState, diagnose, every_step, hyperparams_of, keys_of, make_agent, repeat
 from dqn_jax.config import MAX_COUNT, AgentConfig
 from dqn_jax.distributed.config import ServerConfig
 from dqn_jax.envs import Environment
@@ -21,10 +21,7 @@ from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.mapping import stream_key
 from dqn_jax.networks import Network
 from dqn_jax.replay import ReplayState
-from dqn_jax.types import Info, Params
-
-KEPT = ("loss", "epsilon", "episodes", "return_sum", "terminated", "truncated")
-"""What a push tells of its worker's steps."""
+from dqn_jax.types import Info, Params, Tree
 
 
 class Copy(NamedTuple):
@@ -32,6 +29,7 @@ class Copy(NamedTuple):
 
     params: Params
     target_params: Params
+    loss_hyperparams: dict[str, jax.Array]
 
 
 class Worker(NamedTuple):
@@ -44,6 +42,8 @@ class Worker(NamedTuple):
     """state -> (state, push, info): the agent steps between two pushes."""
     pull: Callable[..., AgentState]
     """(state, server state, due=True) -> state with the server's parameters and target where `due` ([] or [W] bool)."""
+    empty: Callable[[], ReplayState]
+    """() -> a replay into which nobody has stored anything."""
     diagnose: Callable[[AgentState, LearnerState], Info]
     """(state, server state) -> `agent.diagnose` of the server's parameters on this worker's experience."""
 
@@ -51,7 +51,7 @@ class Worker(NamedTuple):
 class Server(NamedTuple):
     """The server; its state is a LearnerState, whose updates are also the version of its parameters."""
 
-    init: Callable[[Any], LearnerState]
+    init: Callable[[Tree], LearnerState]
     """seed -> state."""
     apply: Callable[..., tuple[LearnerState, jax.Array]]
     """(state, push, lag=0) -> (state, whether it was applied [] bool); lag [] int32 counts the updates that overtook it."""
@@ -78,7 +78,7 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
     defaults = hyperparams_of(config)
 
     def init(
-        seed: Any, number: Any, state: LearnerState | Copy, replay: ReplayState | None = None, frames: jax.Array | int = 0
+        seed: Tree, number: Tree, state: LearnerState | Copy, replay: ReplayState | None = None, frames: jax.Array | int = 0
     ) -> AgentState:
         actor_hyperparams = defaults.actor._replace(epsilon_first_frame=-jnp.asarray(frames, jnp.int32))
         worker = agent.init(stream_key(seed), hyperparams=defaults._replace(actor=actor_hyperparams), shard=number)
@@ -93,12 +93,12 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(due.reshape(due.shape + (1,) * new.ndim), new, old)
 
-        own = worker.learner
-        params, target_params = jax.tree.map(choose, (state.params, state.target_params), (own.params, own.target_params))
-        return worker.replace(learner=own.replace(params=params, target_params=target_params))
+        pulled, own = ({name: getattr(learner, name) for name in Copy._fields} for learner in (state, worker.learner))
+        return worker.replace(learner=worker.learner.replace(**jax.tree.map(choose, pulled, own)))
 
     def gradient(worker: AgentState) -> tuple[AgentState, Params, Info]:
         worker, act_info = repeat(agent.act, config.acts_per_step)(worker)
+        worker = agent.prepare(worker)
         worker, grads, grad_info = agent.grad(worker)
         return worker, grads, act_info | grad_info
 
@@ -109,13 +109,13 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
 
     def work(worker: AgentState) -> tuple[AgentState, Params, Info]:
         worker, push, info = (gradient if server.push == "gradient" else delta)(worker)
-        return worker, push, {name: info[name] for name in KEPT}
+        return worker, push, every_step(info)
 
     def look(worker: AgentState, state: LearnerState) -> Info:
         learner = state if server.push == "gradient" else pull(worker, state).learner
         return diagnose(agent, worker.replace(learner=learner))
 
-    return Worker(init, work, pull, look)
+    return Worker(init, work, pull, lambda: agent.memory.init(defaults.replay), look)
 
 
 def make_server(network: Network, config: AgentConfig, server: ServerConfig) -> Server:
@@ -130,10 +130,12 @@ def make_server(network: Network, config: AgentConfig, server: ServerConfig) -> 
       The server. The target is updated every `target_period` of its updates.
     """
     if server.push == "delta":
-        config = dataclasses.replace(config, optimizer="sgd", learning_rate=1.0, max_grad_norm=None)
+        config = dataclasses.replace(
+            config, optimizer="sgd", learning_rate=1.0, learning_rate_decay_updates=None, max_grad_norm=None
+        )
     learner = make_learner(network, config)
 
-    def init(seed: Any) -> LearnerState:
+    def init(seed: Tree) -> LearnerState:
         # Where the agent takes its network from, so that a server without delay is the plain agent.
         network_key, _, _ = keys_of(stream_key(seed))
         return learner.init(network_key, hyperparams_of(config).learner)
@@ -151,7 +153,7 @@ def make_server(network: Network, config: AgentConfig, server: ServerConfig) -> 
     return Server(init, apply)
 
 
-def may_start(config: ServerConfig, pushes: Any, waiting: Any) -> Any:
+def may_start(config: ServerConfig, pushes: Tree, waiting: Tree) -> Tree:
     """Which of the waiting workers may go on: [W] bool, from pushes [W] and waiting [W], numpy's or jax's.
 
     Source: the stale-synchronous rule of Ho et al. (2013): nobody is more than the bound ahead of the slowest.
@@ -162,12 +164,12 @@ def may_start(config: ServerConfig, pushes: Any, waiting: Any) -> Any:
     return waiting & (pushes - pushes.min() <= bound)
 
 
-def pulls(config: ServerConfig, pushes: Any) -> Any:
+def pulls(config: ServerConfig, pushes: Tree) -> Tree:
     """Whether a worker that has pushed this often pulls before it goes on."""
     return pushes % config.pull_period == 0
 
 
-def lag_info(lags: Any, typical: int) -> Info:
+def lag_info(lags: Tree, typical: int) -> Info:
     """What is logged of the lags [T] of T pushes: mean, largest, and how many there were of each.
 
     The histogram has 32 bins of max(1, typical // 8) versions, the last one open: four times the typical lag fits.

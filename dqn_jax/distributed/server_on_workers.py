@@ -5,8 +5,6 @@ Not here: where workers run (`engines`), what they do and what becomes of a push
 Shapes: W workers.
 """
 
-from typing import Any
-
 import flax
 import jax
 import jax.numpy as jnp
@@ -22,7 +20,8 @@ from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
 from dqn_jax.mapping import local_devices, names_of
 from dqn_jax.networks import make_network
-from dqn_jax.types import Driver, Info
+from dqn_jax.trial import try_users_parts
+from dqn_jax.types import Driver, Info, Tree
 
 
 class HubState(flax.struct.PyTreeNode):
@@ -45,10 +44,10 @@ def make_job(config: ServerExperiment) -> Job:
     init = jax.jit(lambda number, frames, copy: worker.init(config.seed, number, copy, frames=frames))
     pull, work = jax.jit(worker.pull), jax.jit(worker.work)
 
-    def begin(order: Order) -> Any:
+    def begin(order: Order) -> Tree:
         return init(jnp.int32(order.stream), jnp.int32(order.frames), order.params)
 
-    def carry_out(state: Any, order: Order) -> tuple[Any, Any, Info]:
+    def carry_out(state: Tree, order: Order) -> tuple[Tree, Tree, Info]:
         return work(state if order.params is None else pull(state, order.params))
 
     return Job(begin, carry_out)
@@ -66,6 +65,7 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
     """
     env = make_env(config.env, config.max_episode_steps)
     network = make_network(config.network, env.obs_shape, env.num_actions)
+    try_users_parts(env, network, config.agent, config.network)
     hub = _Hub(config, engine, network)
     warm_up = config.warm_up_frames
     driver = Driver(
@@ -88,7 +88,7 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
 class _Hub:
     """The server's side of a run in this process. Between chunks workers go on working."""
 
-    def __init__(self, config: ServerExperiment, engine: Engine, network: Any) -> None:
+    def __init__(self, config: ServerExperiment, engine: Engine, network: Tree) -> None:
         self.config, self.engine = config, engine
         server = make_server(network, config.agent, config.server)
         self.start = jax.jit(lambda: server.init(config.seed))
@@ -144,7 +144,7 @@ class _Hub:
         crew = self.crew = Crew(self.engine, np.array(state.lives), np.array(state.frames), self.config.patience)
         self.waiting = np.ones(crew.size, bool)
         # Behind a barrier: what has been pushed since the last update.
-        self.heap: dict[int, Any] = {}
+        self.heap: dict[int, Tree] = {}
         self._go_on(state.server, np.array(state.pushes))
         return crew.size * self.config.agent.warm_up_frames if crew.lives.max() > 1 else 0
 
@@ -157,7 +157,7 @@ class _Hub:
 
     def _send(self, server: LearnerState, worker: int, due: bool) -> None:
         assert self.crew is not None
-        copy = Copy(server.params, server.target_params) if due else None
+        copy = Copy(server.params, server.target_params, server.loss_hyperparams) if due else None
         self.crew.send(worker, int(server.updates.count), copy)
 
     def _take(self, server: LearnerState, report: Report, lag: int) -> tuple[LearnerState, bool]:

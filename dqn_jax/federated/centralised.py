@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from dqn_jax.agent import AgentState, make_agent, repeat
+from dqn_jax.agent import AgentState, example_of, make_agent, repeat
 from dqn_jax.config import AgentConfig, InputError
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.mapping import lane_axes, names_of, over, place, stream_key
 from dqn_jax.networks import Network
+from dqn_jax.replay import bytes_per_transition
 from dqn_jax.types import Driver, Info, Params
 
 AXIS = "clients"
@@ -101,8 +102,7 @@ def make_centralised(
         return parallel_start(*place((np.reshape(seeds, (num_devices, -1)).astype(np.uint32), params), devices))
 
     # A pooled replay means that every transition travels once; those of the warm-up have, before the first round.
-    state = jax.eval_shape(agent.init, jax.random.key(0), jax.tree.map(lambda x: x[0, 0], env_params))
-    transition_bytes = sum(leaf.dtype.itemsize * int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(state.replay.storage))
+    transition_bytes = bytes_per_transition(example_of(env))
 
     def step(state: AgentState) -> tuple[AgentState, Info]:
         state, info = parallel_chunk(state)

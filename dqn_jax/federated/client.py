@@ -4,7 +4,7 @@ Each function here is for one client; rounds map them. A client's experience is 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax
 import jax
@@ -16,8 +16,8 @@ from dqn_jax.federated.aggregation import Report
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.server import ServerState
 from dqn_jax.federated.transforms import Transform, payload_of
-from dqn_jax.replay import clear
-from dqn_jax.types import Correction, Info, Params
+from dqn_jax.learner import make_optimizer
+from dqn_jax.types import Correction, Info, Params, Tree
 
 
 class ClientState(flax.struct.PyTreeNode):
@@ -26,7 +26,7 @@ class ClientState(flax.struct.PyTreeNode):
     agent: AgentState
     control: Params
     """SCAFFOLD's c_i; nothing without it."""
-    transform: Any
+    transform: Tree
     """State of the client's chain of transforms."""
     stream: jax.Array
     """[] key that transforms draw from."""
@@ -40,7 +40,7 @@ class ClientUpdate(NamedTuple):
     report: Report
     control: Params
     """Change of its control variate; nothing without SCAFFOLD."""
-    moments: Any
+    moments: Tree
     """Its optimizer state; nothing unless those are averaged."""
     target_params: Params
     """Its target network; nothing unless those are averaged."""
@@ -70,8 +70,9 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
     """
     merge = config.merge
     scaffold = config.algorithm == "scaffold"
+    optimizer_of = make_optimizer(agent_config)
 
-    def init(key: jax.Array, env_params: Any, params: Params | None) -> ClientState:
+    def init(key: jax.Array, env_params: Tree, params: Params | None) -> ClientState:
         state = agent.init(key, env_params)
         if params is not None:
             state = _with_params(state, params, target_params=params)
@@ -96,13 +97,13 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
                     for pair in ((learner.params, params), (learner.target_params, target_params))
                 )
             opt_state = {
-                "reset": jax.tree.map(jnp.zeros_like, learner.opt_state),
+                "reset": optimizer_of(learner.hyperparams).init(params),
                 "keep": learner.opt_state,
                 "average": server.moments,
             }[merge.moments]
             agent_state = _with_params(agent_state, params, target_params, opt_state)
         if merge.replay == "clear":
-            agent_state = agent.warm_up(agent_state.replace(replay=clear(agent_state.replay)))
+            agent_state = agent.warm_up(agent_state.replace(replay=agent.memory.clear(agent_state.replay)))
         if merge.epsilon == "restart":
             actor = agent_state.actor
             now = actor.clock.count * agent_config.num_envs
@@ -134,7 +135,9 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
         finite = _all_finite((update, learner.params, learner.target_params, learner.opt_state, transform_state))
         trained = state.replace(agent=agent_state, control=control, transform=transform_state)
         # A client that broke keeps its control variate: the server's is the mean of all of them.
-        fresh = state.replace(agent=_started_again(agent_state, before), transform=transform.init(before))
+        opt_state = optimizer_of(learner.hyperparams).init(before)
+        started_again = _with_params(agent_state, before, before, opt_state)
+        fresh = state.replace(agent=started_again, transform=transform.init(before))
         return _select(finite, trained, fresh), update, finite, info
 
     def num_bytes(state: ClientState) -> tuple[int, int]:
@@ -206,23 +209,15 @@ def _correction(config: FederatedConfig, anchor: Params, own: Params, server: Pa
     return None
 
 
-def _with_params(state: AgentState, params: Params, target_params: Params, opt_state: Any = None) -> AgentState:
+def _with_params(state: AgentState, params: Params, target_params: Params, opt_state: Tree = None) -> AgentState:
     learner = state.learner.replace(params=params, target_params=jax.tree.map(jnp.copy, target_params))
     return state.replace(learner=learner if opt_state is None else learner.replace(opt_state=opt_state))
-
-
-def _started_again(state: AgentState, params: Params) -> AgentState:
-    """An agent that has experience, environments and clocks, but has learned nothing since `params`.
-
-    Every optimizer of the agent starts from zeros.
-    """
-    return _with_params(state, params, params, jax.tree.map(jnp.zeros_like, state.learner.opt_state))
 
 
 def _select(finite: jax.Array, trained: ClientState, fresh: ClientState) -> ClientState:
     """`trained` where `finite`, else `fresh`, in all that training can break; the rest is the same in both."""
 
-    def pick(part: Callable[[ClientState], Any]) -> Any:
+    def pick(part: Callable[[ClientState], Tree]) -> Tree:
         return jax.tree.map(lambda x, y: jnp.where(finite, x, y), part(trained), part(fresh))
 
     learner = trained.agent.learner.replace(
@@ -234,11 +229,11 @@ def _select(finite: jax.Array, trained: ClientState, fresh: ClientState) -> Clie
     return trained.replace(agent=agent, control=pick(lambda s: s.control), transform=pick(lambda s: s.transform))
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def _all_finite(tree: Tree) -> jax.Array:
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
 
 
-def _size(tree: Any) -> int:
+def _size(tree: Tree) -> int:
     """Bytes of all leaves."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -24,7 +24,7 @@ class MergeConfig:
     parameters: Literal["global", "keep"] = "global"
     """Take the server's, or go on alone: then clients are independent learners, and the server holds the mean of all."""
     moments: Literal["reset", "keep", "average"] = "keep"
-    """The optimizer's running moments: zero, the client's own, or the average of those that clients sent."""
+    """The optimizer's running moments: as at first, the client's own, or the average of those that clients sent."""
     target: Literal["global", "keep", "average"] = "keep"
     """The target network: a copy of the server's parameters, the client's own, or the average of those that clients sent."""
     replay: Literal["keep", "clear"] = "keep"

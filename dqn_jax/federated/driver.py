@@ -29,6 +29,7 @@ from dqn_jax.federated.server import make_server_rule
 from dqn_jax.federated.transforms import make_transforms
 from dqn_jax.mapping import check_replicas, devices_for, lane_axes, local_devices, names_of, over, place, row
 from dqn_jax.networks import Network, make_network
+from dqn_jax.trial import try_users_parts
 from dqn_jax.types import Driver, Info, Params
 
 AXIS = "devices"
@@ -47,6 +48,7 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
     """
     env = make_env(config.env, config.max_episode_steps)
     network = make_network(config.network, env.obs_shape, env.num_actions)
+    try_users_parts(env, network, config.agent, config.network)
     count = config.num_devices
     devices = devices_for(count, config.num_seeds) if config.seeds_over_devices else local_devices(count)
     envs = draw_all(env, config.federated, config.num_seeds)

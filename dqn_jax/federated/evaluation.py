@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dqn_jax.config import Record
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.evaluation import Evaluator, make_evaluate
 from dqn_jax.federated.config import FederatedConfig
@@ -94,7 +95,7 @@ def make_evaluator(
     return Evaluator(play, columns, _describer(columns[0]))
 
 
-def _columns(config: FederatedConfig, envs: ClientEnvs, kinds: list[str]) -> list[dict[str, Any]]:
+def _columns(config: FederatedConfig, envs: ClientEnvs, kinds: list[str]) -> list[Record]:
     fields = {kind: varied_fields(getattr(envs, kind), config.heterogeneity) for kind in kinds}
     columns = [
         {"policy": "global", "split": kind, "client": i if kind == "seen" else "", "env_params": one}
@@ -115,7 +116,7 @@ def _columns(config: FederatedConfig, envs: ClientEnvs, kinds: list[str]) -> lis
     return columns
 
 
-def _describer(columns: list[dict[str, Any]]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def _describer(columns: list[Record]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """[S, C] returns -> their mean for each policy and kind of environment, and how clients differ."""
     groups: dict[tuple[str, str], list[int]] = {}
     for position, column in enumerate(columns):

@@ -6,12 +6,13 @@ Shapes: N clients.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dqn_jax.federated.config import FederatedConfig
+from dqn_jax.types import Tree
 from dqn_jax.virtual_time import SERVICE_TIMES
 
 
@@ -33,9 +34,9 @@ class Plan(NamedTuple):
 class Participation(NamedTuple):
     """A way to choose, as pure functions."""
 
-    init: Callable[[jax.Array], Any]
+    init: Callable[[jax.Array], Tree]
     """key -> state."""
-    plan: Callable[[jax.Array, Any], tuple[Any, Plan]]
+    plan: Callable[[jax.Array, Tree], tuple[Tree, Plan]]
     """(key, state) -> (state, plan); the key is the round's own."""
     most: int
     """Clients that deliver in a round, at most."""

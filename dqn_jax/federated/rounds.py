@@ -9,7 +9,7 @@ Shapes: N clients in all, n on this device, C of them in a cohort.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import flax
@@ -26,7 +26,7 @@ from dqn_jax.federated.participation import Participation, Plan
 from dqn_jax.federated.server import ServerRule, ServerState, apply_delta, init_server
 from dqn_jax.mapping import PLANS, lane_axes, stream_key
 from dqn_jax.networks import Network
-from dqn_jax.types import Clock, Info, Params
+from dqn_jax.types import Clock, Info, Params, Tree
 
 DEFAULT_BLOCK = 16
 
@@ -37,7 +37,7 @@ class FederatedState(flax.struct.PyTreeNode):
     server: ServerState
     clients: ClientState
     """Leaves [n, ...]."""
-    participation: Any
+    participation: Tree
     stream: jax.Array
     """[] key that plans are drawn from."""
     round: Clock
@@ -115,7 +115,7 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             round=Clock(jnp.int32(0)),
         )
 
-    def total(x: Any) -> Any:
+    def total(x: Tree) -> Tree:
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
     def local(plan: Plan, size: int) -> Plan:
@@ -211,11 +211,11 @@ def _rows(mask: jax.Array, most: int) -> jax.Array:
 
 
 def _in_blocks(
-    fn: Callable[[ClientState, jax.Array], tuple[ClientState, Any]],
+    fn: Callable[[ClientState, jax.Array], tuple[ClientState, Tree]],
     clients: ClientState,
     ids: jax.Array,
     config: FederatedConfig,
-) -> tuple[ClientState, jax.Array, Any]:
+) -> tuple[ClientState, jax.Array, Tree]:
     """`fn` on the clients at rows `ids`, a block at a time.
 
     Args:
@@ -235,10 +235,10 @@ def _in_blocks(
     shared = not config.varies
     start = clients
 
-    def is_clock(x: Any) -> bool:
+    def is_clock(x: Tree) -> bool:
         return isinstance(x, Clock)
 
-    def one_block(clients: ClientState, rows: jax.Array) -> tuple[ClientState, Any]:
+    def one_block(clients: ClientState, rows: jax.Array) -> tuple[ClientState, Tree]:
         # Every block starts where shared clocks stood before the first; they end alike.
         inside = jnp.minimum(rows, size - 1)
         taken = jax.tree.map(
@@ -280,7 +280,7 @@ def _next_control(control: Params, changes: Params, counts: jax.Array, num_clien
     return jax.tree.map(lambda c, change: c + share * change, control, mean)
 
 
-def _average(values: Any, weights: jax.Array, axis_name: str | None) -> Any:
+def _average(values: Tree, weights: jax.Array, axis_name: str | None) -> Tree:
     """Weighted mean of floats; of counters, which a bias correction reads, the largest."""
 
     def one(x: jax.Array) -> jax.Array:

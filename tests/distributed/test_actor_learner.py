@@ -14,7 +14,7 @@ from dqn_jax.agent import hyperparams_of, keys_of
 from dqn_jax.config import InputError, NetworkConfig, RunnerConfig
 from dqn_jax.distributed import actor_learner, engines
 from dqn_jax.distributed.actor_learner import from_config
-from dqn_jax.distributed.actors import Block, actor_hyperparams, epsilon_ladder, make_job, side_by_side
+from dqn_jax.distributed.actors import Block, Policy, actor_hyperparams, epsilon_ladder, make_job, side_by_side
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment
 from dqn_jax.distributed.engines.post import Order
 from dqn_jax.learner import make_learner
@@ -82,7 +82,8 @@ def number(info, name):
 
 
 def order(stream=0, frames=0, params=None, version=0):
-    return Order(stream, frames, version, NETWORK.init(jax.random.key(0)) if params is None else params)
+    params = NETWORK.init(jax.random.key(0)) if params is None else params
+    return Order(stream, frames, version, Policy(params, loss_hyperparams={}))
 
 
 def test_the_ladder_is_that_of_the_paper():
@@ -161,7 +162,7 @@ def test_versions_are_published_every_so_many_updates(period, expected):
             before = version
 
 
-PRIORITISED = {"replay": "prioritised", "n_step": 1}
+PRIORITISED = {"memory": "prioritised", "n_step": 1}
 
 
 def test_first_priorities_are_the_actors_errors():
@@ -172,8 +173,7 @@ def test_first_priorities_are_the_actors_errors():
     assert block.priorities.shape == (4, 2)
     flat = jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), block.transitions)
     q_tm1, q_t = (
-        np.asarray(jax.vmap(lambda obs: NETWORK.q_values(NETWORK.apply(params, obs, jax.random.key(0), False)))(obs))
-        for obs in (flat.s_tm1, flat.s_t)
+        np.asarray(jax.vmap(lambda obs: NETWORK.apply(params, obs, None).q_values)(obs)) for obs in (flat.s_tm1, flat.s_t)
     )
     by_hand = np.abs(flat.r_t + flat.discount_t * q_t.max(axis=1) - q_tm1[np.arange(8), flat.a_tm1])
     np.testing.assert_allclose(block.priorities.reshape(-1), by_hand, rtol=1e-5)
@@ -198,7 +198,7 @@ def test_first_priorities_are_of_the_newest_parameters():
 
 def test_first_priorities_reach_the_tree():
     config = changed(agent=PRIORITISED)
-    side = actor_learner.make_learner_side(config, ENV, jax.local_devices()[:2])
+    side = actor_learner.make_learner_side(config, ENV, NETWORK, jax.local_devices()[:2])
     zeros = jnp.zeros((1, 2))
     transitions = Transition(zeros[..., None].repeat(4, -1), zeros.astype(int), zeros, zeros, zeros[..., None].repeat(4, -1))
     state = side.absorb(side.init(), Block(transitions, np.array([True]), np.array([[2.0, 0.5]])), False)

@@ -100,7 +100,7 @@ def test_seeds_over_devices_does_not_average():
 
 
 def test_prioritised_shards_keep_replicas_alike_and_priorities_apart():
-    config = dataclasses.replace(STEADY, replay="prioritised", n_step=1)
+    config = dataclasses.replace(STEADY, memory="prioritised", n_step=1)
     agent = make_agent(ENV, NETWORK, config, axis_name=AXIS, num_shards=2)
 
     def train(shard):

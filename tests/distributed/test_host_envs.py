@@ -13,7 +13,7 @@ from laws.common import NETWORK, STEADY
 
 from dqn_jax.config import InputError, NetworkConfig, RunnerConfig
 from dqn_jax.distributed import host_envs
-from dqn_jax.distributed.actors import make_job
+from dqn_jax.distributed.actors import Policy, make_job
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment
 from dqn_jax.distributed.engines import on_ray
 from dqn_jax.distributed.engines.post import Order
@@ -33,7 +33,7 @@ CONFIG = ActorLearnerExperiment(
 
 
 def order(stream):
-    return Order(stream, 0, 0, NETWORK.init(jax.random.key(0)))
+    return Order(stream, 0, 0, Policy(NETWORK.init(jax.random.key(0)), loss_hyperparams={}))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_evaluation_plays_each_first_episode_once():
     evaluator = host_envs.make_evaluator(config)
     returns, unfinished = evaluator.play(key[None], jax.tree.map(lambda x: x[None], params))
     first = int(jax.random.randint(key, (), 0, 2**30))
-    greedy = jax.jit(lambda obs: NETWORK.q_values(NETWORK.apply(params, obs, key, False)).argmax())
+    greedy = jax.jit(lambda obs: NETWORK.apply(params, obs, None).q_values.argmax())
     lengths = []
     env = gymnasium.make("CartPole-v1", max_episode_steps=30)
     for episode in range(32):

@@ -256,10 +256,24 @@ TINY += ["--network.hidden-sizes", "8", "--runner.log-every", "20", "--runner.ch
 
 
 def test_no_worker_outlives_a_script_that_is_killed(tmp_path):
-    """As a user starts it, so that what is printed is ours alone."""
-    flags = [*TINY, "--backend", "ray", "--actors.num-actors", "1", "--total-frames", "100000000"]
+    """As a user starts it, so that what is printed is ours alone, from a folder whose module the workers need."""
+    (tmp_path / "mine.py").write_text("from dqn_jax.losses import squared\n")
+    flags = [
+        *TINY,
+        "--agent.loss",
+        "mine:squared",
+        "--backend",
+        "ray",
+        "--actors.num-actors",
+        "1",
+        "--total-frames",
+        "100000000",
+    ]
     script = [sys.executable, str(EXPERIMENTS / "actor_learner.py"), *flags, "--run-dir", str(tmp_path / "run")]
-    with (tmp_path / "err").open("w") as err, subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=err) as process:
+    with (
+        (tmp_path / "err").open("w") as err,
+        subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=err, cwd=tmp_path) as process,
+    ):
         try:
             wait_until(lambda: list(tmp_path.glob("run/checkpoints/step_*/manifest.json")) or process.poll() is not None, 300.0)
             assert process.poll() is None, (tmp_path / "err").read_text()

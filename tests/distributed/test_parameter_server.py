@@ -18,7 +18,7 @@ from dqn_jax.agent import AgentState, make_agent, repeat
 from dqn_jax.config import InputError, NetworkConfig
 from dqn_jax.distributed.config import ServerConfig
 from dqn_jax.distributed.parameter_server import make_model, make_parameter_server
-from dqn_jax.distributed.roles import KEPT, lag_info, make_server, make_worker
+from dqn_jax.distributed.roles import lag_info, make_server, make_worker
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import PLANS, stream_key
 from dqn_jax.networks import Network, make_network
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.long
 SEED = 3
 SMALL = small(STEADY)
 NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.obs_shape, ENV.num_actions)
-ONE_NUMBER = Network(init=lambda key: {"trunk": {}, "head": jnp.zeros(())}, apply=None, q_values=None)
+ONE_NUMBER = Network(init=lambda key: {"trunk": {}, "head": jnp.zeros(())}, apply=None)
 
 
 class Trace(NamedTuple):
@@ -83,11 +83,11 @@ def trace(events, optimizer="sgd", target_period=5, **options):
         return AgentState(actor=jnp.int32(number), learner=state, replay=replay, stream=jnp.int32(0), clock=Clock(jnp.int32(0)))
 
     def work(worker):
-        nothing = dict.fromkeys(KEPT, jnp.int32(0))
+        nothing = {"loss": jnp.int32(0), "episodes": jnp.int32(0)}
         return worker, {"trunk": {}, "head": 2.0**worker.actor}, nothing
 
     worker = make_worker(ENV, NETWORK, agent_config, config)._replace(init=init, work=work)
-    model = make_model(worker, server, config, 1)
+    model = make_model(worker, server, config)
 
     def event(state, _):
         after, info = model.event(state)
@@ -578,3 +578,17 @@ def test_seeds_that_do_not_divide_are_refused():
 def test_a_complaint_names_the_seeds():
     complaint = driver(1)[0].complaint({"finite": np.array([True, False])})
     assert complaint.startswith("seed(s) [7]: a loss or parameter is not finite")
+
+
+@pytest.mark.parametrize("mode", ["asynchronous", "barrier"])
+def test_a_shared_prioritised_memory_keeps_its_exponents(mode):
+    """And learns: with exponents of 0 and no largest priority it would draw from nothing."""
+    config = dataclasses.replace(SMALL, memory="prioritised", n_step=1, priority_exponent=0.75, importance_exponent=0.25)
+    init, _ = program(config, ServerConfig(num_workers=3, replay="shared", mode=mode))
+    state = init(jnp.uint32(SEED))
+    priorities = state.workers.replay.priorities
+    assert (priorities.hyperparams.priority_exponent, priorities.hyperparams.importance_exponent) == (0.75, 0.25)
+    # Everything that the warm-up stored can be drawn, each with the first priority.
+    stored = int(state.workers.replay.added.count)
+    masses = np.asarray(priorities.tree[0]).reshape(-1)
+    assert masses[: stored + 1].tolist() == [1.0] * stored + [0.0]

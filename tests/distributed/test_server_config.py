@@ -86,8 +86,8 @@ COMBINATIONS = [
     ),
     *(
         (
-            lambda mode=mode: experiment({"mode": mode}, {"replay": "prioritised"}),
-            "agent.replay is 'prioritised' with server.replay 'local': .* take server.replay 'shared' or another backend",
+            lambda mode=mode: experiment({"mode": mode}, {"memory": "prioritised"}),
+            "agent.memory is 'prioritised' with server.replay 'local': .* take server.replay 'shared' or another backend",
         )
         for mode in ("asynchronous", "bounded")
     ),
@@ -118,9 +118,9 @@ def test_what_does_not_go_together_is_refused(build, words):
         lambda: ServerConfig(local_steps=3, push="delta"),
         lambda: ServerConfig(mode="bounded", staleness_bound=0, lag_limit=0, lag_scaling=True),
         lambda: experiment({"push": "delta"}, {"updates_per_step": 2}),
-        lambda: experiment({"replay": "shared"}, {"replay": "prioritised"}),
-        lambda: experiment({"mode": "barrier"}, {"replay": "prioritised"}),
-        lambda: experiment(agent={"replay": "prioritised"}, backend="threads", **WORKERS),
+        lambda: experiment({"replay": "shared"}, {"memory": "prioritised"}),
+        lambda: experiment({"mode": "barrier"}, {"memory": "prioritised"}),
+        lambda: experiment(agent={"memory": "prioritised"}, backend="threads", **WORKERS),
         lambda: experiment(backend="ray", ray_address="here", **WORKERS),
         lambda: experiment(agent={"num_envs": 1}, total_frames=4_001, runner=RunnerConfig(log_every=100)),
     ],

@@ -197,7 +197,7 @@ def test_epsilon_goes_on_in_a_new_life():
     np.testing.assert_allclose([job(0), job(40)], [0.84, 0.44], rtol=1e-6)
 
 
-NETWORK_COPY = server_on_workers.Copy(PARAMS, PARAMS)
+NETWORK_COPY = server_on_workers.Copy(PARAMS, PARAMS, loss_hyperparams={})
 
 REFUSED = {
     "several devices": ({"num_devices": 2}, "num_devices is 2 and backend 'in-process': .* leave it out$"),

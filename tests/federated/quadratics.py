@@ -14,7 +14,7 @@ from dqn_jax.federated.participation import Plan
 from dqn_jax.federated.rounds import make_federation
 from dqn_jax.federated.transforms import make_transforms
 from dqn_jax.learner import make_learner
-from dqn_jax.networks import Network
+from dqn_jax.networks import Network, QValues
 
 SLOPES = np.array([1.0, 1.5, 0.5])
 """a_i."""
@@ -25,8 +25,7 @@ SGD = AgentConfig(num_envs=1, optimizer="sgd", learning_rate=RATE, target_period
 
 NETWORK = Network(
     init=lambda key: {"w": jnp.float32(0.0)},
-    apply=lambda params, obs, key, train: jnp.stack([params["w"], params["w"]]),
-    q_values=lambda outputs: outputs,
+    apply=lambda params, obs, key: QValues(jnp.stack([params["w"], params["w"]])),
 )
 
 

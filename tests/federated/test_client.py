@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from federated.quadratics import RATE, by_hand, planned, quadratic
+from federated.quadratics import RATE, SGD, by_hand, planned, quadratic
 from laws.common import ENV, FREE, NETWORK
 from laws.federation import config_of, many, small, train
 
@@ -169,3 +169,13 @@ def test_scaffold_controls_stay_together_when_a_client_breaks():
     _, state, infos = quadratic(config, 4, poison={1: 2})
     assert infos["left_out"].tolist() == [0, 1, 0, 0]
     np.testing.assert_allclose(state.server.control["w"], state.clients.control["w"].mean(), rtol=1e-5)
+
+
+def test_moments_that_are_reset_begin_as_the_optimizer_does():
+    """Adagrad's sums of squares begin at 0.1 in optax: from zeros every first step of a round would be of length 0.1."""
+    agent_config = dataclasses.replace(SGD, optimizer="adagrad")
+    config = config_of(num_clients=1, local_steps=1, merge={"moments": "reset"})
+    weights, _, _ = quadratic(config, 2, agent_config=agent_config)
+    first = RATE / np.sqrt(0.1 + 1)
+    slope = first - 1
+    np.testing.assert_allclose(weights, [first, first - RATE * slope / np.sqrt(0.1 + slope**2)], rtol=1e-5)

@@ -14,7 +14,7 @@ from dqn_jax.envs import Environment, TimeStep
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.evaluation import make_evaluator
 from dqn_jax.federated.heterogeneity import ClientEnvs
-from dqn_jax.networks import Network
+from dqn_jax.networks import Network, QValues
 
 DEVICES = jax.local_devices()
 EPISODES = 2
@@ -41,7 +41,7 @@ def step(key, state, action, params):
 
 ENV = Environment("worth", init, step, Worth(jnp.float32(0), jnp.int32(4)), (1,), np.dtype(np.float32), 8, 4)
 # A policy is the action that it always takes.
-NETWORK = Network(lambda key: jnp.int32(0), lambda params, obs, key, train: jax.nn.one_hot(params, 8), lambda q: q)
+NETWORK = Network(lambda key: jnp.int32(0), lambda params, obs, key: QValues(jax.nn.one_hot(params, 8)))
 
 SEEN, INSIDE, BEYOND = [[1, 2, 3], [4, 5, 9]], [[6, 7], [1, 3]], [[8, 9], [5, 4]]
 SERVER = np.array([0, 1])

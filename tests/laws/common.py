@@ -50,7 +50,7 @@ def load_experiment(name):
 def server_model(network, agent_config, config):
     """(model of a parameter server on CartPole, compiled function (state, number of events) -> state)."""
     worker = make_worker(ENV, network, agent_config, config)
-    model = make_model(worker, make_server(network, agent_config, config), config, agent_config.replay_capacity)
+    model = make_model(worker, make_server(network, agent_config, config), config)
 
     @jax.jit
     def run(state, events):

@@ -67,7 +67,7 @@ def test_choices_that_are_nothing_for_one_client(adam, options):
 
 @pytest.mark.long
 def test_with_prioritised_replay():
-    config = dataclasses.replace(PLAIN, replay="prioritised", n_step=1)
+    config = dataclasses.replace(PLAIN, memory="prioritised", n_step=1)
     state, _ = train(config, one(local_steps=4), 2)
     assert_close(client(state, 0), alone(config, 8))
 

@@ -75,7 +75,7 @@ WAYS = {
     "rmsprop": {"optimizer": "rmsprop", "optimizer_eps": 1e-2},
     "sgd": {"optimizer": "sgd", "learning_rate": 0.05, "max_grad_norm": 10.0},
     "exponential": {"epsilon_schedule": "exponential"},
-    "prioritised": {"replay": "prioritised"},
+    "prioritised": {"memory": "prioritised"},
 }
 
 
@@ -93,7 +93,7 @@ def trainer(env_name, config):
         state, _ = repeat(agent.step, UPDATES)(state)
 
         def q_values(obs):
-            return network.q_values(network.apply(state.learner.params, obs, jax.random.key(0), False))
+            return network.apply(state.learner.params, obs, None).q_values
 
         return jax.vmap(q_values)(jnp.eye(env.obs_shape[0]))
 

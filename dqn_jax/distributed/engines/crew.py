@@ -7,12 +7,12 @@ Shapes: W workers.
 """
 
 import time
-from typing import Any
 
 import numpy as np
 
 from dqn_jax.config import TrainingError
 from dqn_jax.distributed.engines.post import Engine, Lost, Order, Report
+from dqn_jax.types import Tree
 
 _LOSSES_IN_A_ROW = 5
 
@@ -39,7 +39,7 @@ class Crew:
         self.lost = self.dropped = 0
         self.wait_seconds = 0.0
 
-    def send(self, worker: int, version: int, params: Any) -> None:
+    def send(self, worker: int, version: int, params: Tree) -> None:
         """Tells an idle worker to go on: with new parameters, or with what it has where they are None."""
         self.at_work[worker] = True
         self.engine.send(worker, Order(self._stream(worker), int(self.frames_before[worker]), version, params))

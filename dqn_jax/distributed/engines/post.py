@@ -4,9 +4,9 @@ An order is a pull: perhaps new parameters, and leave to go on. A report is a pu
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dqn_jax.types import Info
+from dqn_jax.types import Info, Tree
 
 
 class Order(NamedTuple):
@@ -18,7 +18,7 @@ class Order(NamedTuple):
     """Frames that earlier lives of the worker have taken."""
     version: int
     """Of the parameters, in updates."""
-    params: Any
+    params: Tree
     """What a job works with; None: go on with what you have."""
 
 
@@ -31,7 +31,7 @@ class Report(NamedTuple):
     """Reports of this life so far, this one included."""
     version: int
     """Of the parameters it worked with."""
-    payload: Any
+    payload: Tree
     """What is pushed."""
     info: Info
     """Named numbers about the work."""
@@ -47,9 +47,9 @@ class Lost(NamedTuple):
 class Job(NamedTuple):
     """What workers do, as functions of a state that stays with the worker."""
 
-    begin: Callable[[Order], Any]
+    begin: Callable[[Order], Tree]
     """order -> state of a new life."""
-    work: Callable[[Any, Order], tuple[Any, Any, Info]]
+    work: Callable[[Tree, Order], tuple[Tree, Tree, Info]]
     """(state, order) -> (state, payload, info)."""
 
 

@@ -1,0 +1,75 @@
+"""A first look at the parts that are a user's own: one update on the first transitions, before anything is trained.
+
+Not here: shapes, which are found wrong where the parts are traced.
+
+Shapes: E environments, B batch, A actions.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.actor import ActorState, make_actor
+from dqn_jax.agent import hyperparams_of, keys_of
+from dqn_jax.config import AgentConfig, NetworkConfig, require
+from dqn_jax.envs import Environment
+from dqn_jax.learner import make_learner
+from dqn_jax.lookup import is_users
+from dqn_jax.mapping import stream_key
+from dqn_jax.networks import Network
+from dqn_jax.types import Sample, Transition
+
+
+def try_users_parts(env: Environment, network: Network, agent: AgentConfig, networks: NetworkConfig) -> None:
+    """Acts for a batch and learns from it once, if any part of the agent is a user's own; nothing is kept.
+
+    Args:
+      env: the environment.
+      network: the Q-network.
+      agent: the agent's config.
+      networks: the network's.
+
+    Raises:
+      InputError: for values that are not finite, or actions that there are not, naming the part.
+    """
+    names = {f"agent.{name}": getattr(agent, name) for name in ("loss", "optimizer", "exploration")}
+    names |= {f"network.{name}": getattr(networks, name) for name in ("trunk", "head")}
+    users = {argument: spec for argument, spec in names.items() if is_users(spec)}
+    if not users:
+        return
+    found = {name: np.asarray(x) for name, x in jax.jit(lambda: _one_update(env, network, agent))().items()}
+    actions = found.pop("actions")
+    wrong = [f"{name} that are not finite" for name, finite in found.items() if not finite]
+    if not 0 <= actions.min() <= actions.max() < env.num_actions:
+        wrong = [f"actions from {actions.min()} to {actions.max()}"]
+    parts = " and ".join(f"{argument} is {spec!r}" for argument, spec in users.items())
+    require(not wrong, f"{parts}, and a first update on {agent.batch_size} transitions gives {' and '.join(wrong)}: correct it")
+
+
+def _one_update(env: Environment, network: Network, config: AgentConfig) -> dict[str, jax.Array]:
+    """{what: whether all of it is finite}, and the actions."""
+    network_key, actor_key, learner_key = keys_of(stream_key(0))
+    hyperparams = hyperparams_of(config)
+    actor, learner = make_actor(env, network, config), make_learner(network, config)
+    actor_state = actor.init(actor_key, env.params, hyperparams.actor)
+    state = learner.init(network_key, hyperparams.learner, hyperparams.loss)
+
+    def act(actor_state: ActorState, _: None) -> tuple[ActorState, Transition]:
+        return actor.act(actor_state, state.params)[:2]
+
+    # The first n - 1 moments of an actor say nothing.
+    moments = -(-config.batch_size // config.num_envs) + config.n_step - 1
+    _, transitions = jax.lax.scan(act, actor_state, length=moments)
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[-config.batch_size :], transitions)
+    ones = jnp.ones(config.batch_size)
+    grads, priority, info = learner.grad(state, Sample(batch, indices=ones, weights=ones, age=ones), learner_key)
+    after, _ = learner.apply(state, grads)
+    values = {
+        "initial parameters": state.params,
+        "losses": info["loss"],
+        "priorities": priority,
+        "gradients": grads,
+        "parameters": after.params,
+    }
+    finite = {name: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])) for name, tree in values.items()}
+    return finite | {"actions": batch.a_tm1}
