@@ -11,10 +11,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import tyro
 
+from dqn_jax.config import Record
 from dqn_jax.runner.command_line import exit_code_of
 
 ARMS: dict[str, tuple[str, ...]] = {
@@ -51,7 +51,7 @@ def main(num_seeds: int = 5, run_dir: Path = Path("runs/engines"), only_draw: bo
     report(json.loads((RESULTS / "engines.json").read_text())["runs"])
 
 
-def train(arm: str, seed: int, run_dir: Path) -> dict[str, Any]:
+def train(arm: str, seed: int, run_dir: Path) -> Record:
     """What is kept of one run."""
     own = run_dir / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
     if not (own / "summary.json").exists():
@@ -79,7 +79,7 @@ def train(arm: str, seed: int, run_dir: Path) -> dict[str, Any]:
 TIMES = ("chunk_seconds", "wait_seconds")
 
 
-def report(runs: list[dict[str, Any]]) -> None:
+def report(runs: list[Record]) -> None:
     """Prints one line for each arm, and draws greedy returns and lags."""
     import numpy as np
     from matplotlib.figure import Figure

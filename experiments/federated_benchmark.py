@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.config import AgentConfig, NetworkConfig, Record
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
 
@@ -40,7 +40,7 @@ class Options:
     """Turns of every contestant."""
 
 
-def main(options: Options) -> dict[str, Any]:
+def main(options: Options) -> Record:
     """Measures everything, prints a table and writes the JSON file."""
     results = on_one_core(memory, max(COUNTS)) | on_one_core(clients, options.turns) | on_one_core(merges, options.turns)
     results = on_one_core(machine) | results
@@ -51,7 +51,7 @@ def main(options: Options) -> dict[str, Any]:
     return results
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Record:
     """What the numbers belong to, and the block size."""
     from dqn_jax.federated.rounds import DEFAULT_BLOCK
     from dqn_jax.runner.records import provenance
@@ -59,7 +59,7 @@ def machine() -> dict[str, Any]:
     return provenance() | {"block_size": DEFAULT_BLOCK, "local_steps": LOCAL_STEPS}
 
 
-def memory(count: int) -> dict[str, Any]:
+def memory(count: int) -> Record:
     """Peak memory of training so many clients for three turns, above that of a process that has started jax."""
     import jax
 
@@ -73,7 +73,7 @@ def memory(count: int) -> dict[str, Any]:
     return {f"mebibytes_above_start_{count}_clients": (peak - before) / 1024}
 
 
-def clients(turns: int) -> dict[str, Any]:
+def clients(turns: int) -> Record:
     """Microseconds of a client's local step, merge included, and how it grows with the clients."""
     seconds = take_turns({count: contestant(make_driver(count)) for count in COUNTS}, turns)
     each = {count: statistics.median(seconds[count]) / count / LOCAL_STEPS / ROUNDS * 1e6 for count in COUNTS}
@@ -82,7 +82,7 @@ def clients(turns: int) -> dict[str, Any]:
     }
 
 
-def merges(turns: int) -> dict[str, Any]:
+def merges(turns: int) -> Record:
     """A round of K steps with a mean of the updates, and with transforms before it, over one that merges nothing."""
     import jax
 

@@ -17,12 +17,13 @@ from typing import Any
 import tyro
 
 from dqn_jax import runtime
+from dqn_jax.config import Record
 from dqn_jax.federated.config import FederatedConfig, MergeConfig
 from dqn_jax.federated.presets import HETEROGENEOUS
 from dqn_jax.runner.command_line import exit_code_of
 
 KEEP = "keep everything"
-CHOICES: dict[str, dict[str, Any]] = {
+CHOICES: dict[str, Record] = {
     KEEP: {},
     "moments: reset": {"moments": "reset"},
     "moments: average": {"moments": "average"},
@@ -98,7 +99,7 @@ def config_of(choice: str, local_steps: int) -> FederatedConfig:
     return FederatedConfig(num_clients=CLIENTS, local_steps=local_steps, local_episodes=episodes, merge=merge)
 
 
-def train(choice: str, local_steps: int) -> list[dict[str, Any]]:
+def train(choice: str, local_steps: int) -> list[Record]:
     """Rows of one choice: reporting seeds at the learning rate that did best on tuning seeds, for each level."""
     config = config_of(choice, local_steps)
     areas, _ = run(config, [(level, rate, seed) for level in LEVELS for rate in RATES for seed in TUNING])
@@ -178,7 +179,7 @@ def with_rates(state, rates):
     return state.replace(clients=state.clients.replace(agent=agent))
 
 
-def effects_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def effects_of(rows: list[Record]) -> list[Record]:
     """Mean difference to keeping everything, paired by seed, with its interval: in every cell, and over all of them (main)."""
     import numpy as np
 
@@ -188,7 +189,7 @@ def effects_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     seeds = sorted({row["seed"] for row in rows})
     cells = [(steps, level) for steps in LOCAL_STEPS for level in LEVELS]
 
-    def entry(choice: str, over: list[tuple[int, float]], **where: Any) -> dict[str, Any]:
+    def entry(choice: str, over: list[tuple[int, float]], **where: Any) -> Record:
         own = np.array([[area[choice, *cell, seed] for cell in over] for seed in seeds]).mean(axis=1)
         base = np.array([[area[KEEP, *cell, seed] for cell in over] for seed in seeds]).mean(axis=1)
         low, high = bootstrap_ci95(own - base)
@@ -198,7 +199,7 @@ def effects_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return main_effects + [entry(choice, [cell], local_steps=cell[0], level=cell[1]) for cell in cells for choice in CHOICES]
 
 
-def draw(effects: list[dict[str, Any]]) -> None:
+def draw(effects: list[Record]) -> None:
     """Draws the effect of each choice: over all cells, and for each K and level."""
     from matplotlib.figure import Figure
 

@@ -11,11 +11,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from dqn_jax import runtime
+from dqn_jax.config import Record
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.presets import HETEROGENEOUS
 from dqn_jax.runner.command_line import exit_code_of
@@ -52,7 +52,7 @@ def main(only_draw: bool = False) -> None:
     draw(json.loads(OUT.read_text())["rows"])
 
 
-def train(clients: int) -> dict[str, Any]:
+def train(clients: int) -> Record:
     """Time of a round, and greedy returns on unseen environments after the rounds of either comparison."""
     import jax
     import jax.numpy as jnp
@@ -73,8 +73,8 @@ def train(clients: int) -> dict[str, Any]:
     driver, evaluator = from_config(config)
     state = driver.init()
     seconds: list[float] = []
-    returns: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
+    returns: Record = {}
+    history: list[Record] = []
     points = {max(1, round(budget * part / 6)) for budget in budgets.values() for part in range(1, 7)}
     for rounds in range(1, config.rounds + 1):
         began = time.perf_counter()
@@ -97,7 +97,7 @@ def train(clients: int) -> dict[str, Any]:
     return row
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
+def draw(rows: list[Record]) -> None:
     """Draws return over a client's frames and over all frames, and the time of a client's step."""
     import numpy as np
     from matplotlib.figure import Figure

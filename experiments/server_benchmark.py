@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from dqn_jax.config import AgentConfig, NetworkConfig
+from dqn_jax.config import AgentConfig, NetworkConfig, Record
 from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
 
 WORKERS = 4
@@ -22,7 +22,7 @@ AGENT = AgentConfig(
 NETWORK = NetworkConfig(hidden_sizes=(64, 64))
 
 
-def main(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
+def main(out: Path | None = None, quick: bool = False) -> Record:
     """Measures, prints a table and writes the JSON file.
 
     Args:
@@ -39,7 +39,7 @@ def main(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
     return results
 
 
-def measure(updates: int, turns: int) -> dict[str, Any]:
+def measure(updates: int, turns: int) -> Record:
     """A barrier against `vmap(axis_name)` data-parallel training with the same sizes, and a push for several W."""
     import jax
 

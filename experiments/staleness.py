@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 from dqn_jax import runtime
-from dqn_jax.config import AgentConfig
+from dqn_jax.config import AgentConfig, Record
 from dqn_jax.distributed.config import ServerConfig
 from dqn_jax.presets import QUICKSTART
 from dqn_jax.runner.command_line import exit_code_of
@@ -57,7 +57,7 @@ def main(only_draw: bool = False) -> None:
         import jax
 
         jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
-        rows: list[dict[str, Any]] = []
+        rows: list[Record] = []
         fixed = None
         for arm, server in ARMS.items():
             best = tune(server)
@@ -86,14 +86,14 @@ def agent_of(workers: int) -> AgentConfig:
 def tune(server: ServerConfig) -> float:
     """The rate with the largest area on the tuning seeds, of those tried."""
     lanes = [(rate, seed) for rate in RATES for seed in TUNING]
-    rows: list[dict[str, Any]] = []
+    rows: list[Record] = []
     for first in range(0, len(lanes), len(REPORTING)):
         rates, seeds = zip(*lanes[first : first + len(REPORTING)], strict=True)
         rows += train(server, rates, seeds)
     return max(RATES, key=lambda rate: area_of([row for row in rows if row["learning_rate"] == rate]))
 
 
-def train(server: ServerConfig, rates: Sequence[float], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def train(server: ServerConfig, rates: Sequence[float], seeds: Sequence[int]) -> list[Record]:
     """One row for each lane (a learning rate and a seed) and evaluation."""
     import jax
     import jax.numpy as jnp
@@ -118,7 +118,7 @@ def train(server: ServerConfig, rates: Sequence[float], seeds: Sequence[int]) ->
     old = state.server.hyperparams.learning_rate
     lanes = jax.device_put(np.array(rates, np.float32).reshape(old.shape), old.sharding)
     state = state.replace(server=state.server.replace(hyperparams=state.server.hyperparams._replace(learning_rate=lanes)))
-    rows: list[dict[str, Any]] = []
+    rows: list[Record] = []
     updates, time = np.zeros(len(seeds)), np.zeros(len(seeds))
     for number in range(1, EVALUATIONS + 1):
         state, info = driver.step(state)
@@ -133,12 +133,12 @@ def train(server: ServerConfig, rates: Sequence[float], seeds: Sequence[int]) ->
     return rows
 
 
-def area_of(rows: list[dict[str, Any]]) -> float:
+def area_of(rows: list[Record]) -> float:
     """Mean return over seeds and evaluations."""
     return sum(row["return"] for row in rows) / len(rows)
 
 
-def write(rows: list[dict[str, Any]]) -> None:
+def write(rows: list[Record]) -> None:
     """Writes the rows, and what they say of themselves."""
     from dqn_jax.runner.records import provenance
 
@@ -150,14 +150,14 @@ def write(rows: list[dict[str, Any]]) -> None:
     (RESULTS / "staleness.json").write_text(json.dumps(provenance() | settings, indent=2) + "\n")
 
 
-def read() -> list[dict[str, Any]]:
+def read() -> list[Record]:
     """The committed rows, numbers as numbers."""
     words = ("arm", "rates")
     with open(RESULTS / "staleness.csv", newline="") as file:
         return [{name: x if name in words else float(x) for name, x in row.items()} for row in csv.DictReader(file)]
 
 
-def table_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def table_of(rows: list[Record]) -> list[Record]:
     """One line for each arm and rate: area by frames, its paired difference to one worker, return, lag, virtual time."""
     import numpy as np
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import InputError
+from dqn_jax.config import InputError, Record
 from dqn_jax.runner import peers
 
 ARRAYS = "arrays-0.npz"
@@ -40,10 +40,10 @@ class Checkpoint:
     """A verified checkpoint: what the manifest says of it, its arrays still on disk."""
 
     path: Path
-    progress: dict[str, Any]
+    progress: Record
     """Where the run stood, as `save` was told."""
-    config: dict[str, Any]
-    leaves: list[dict[str, Any]]
+    config: Record
+    leaves: list[Record]
 
     def restore(self, template: chex.ArrayTree) -> chex.ArrayTree:
         """The saved state, each leaf placed as the template's is.
@@ -62,9 +62,7 @@ class Checkpoint:
         return jax.tree.unflatten(structure, [_to_device(value, like) for value, like in zip(values, leaves, strict=True)])
 
 
-def save(
-    directory: Path, state: chex.ArrayTree, done: int, progress: dict[str, Any], config: dict[str, Any], keep: int
-) -> Path:
+def save(directory: Path, state: chex.ArrayTree, done: int, progress: Record, config: Record, keep: int) -> Path:
     """Writes `directory/step_<done>` atomically and removes all but the `keep` newest.
 
     Args:
@@ -105,7 +103,7 @@ def save(
     return final
 
 
-def _publish(aside: Path, final: Path, body: dict[str, Any]) -> None:
+def _publish(aside: Path, final: Path, body: Record) -> None:
     """Makes a whole checkpoint of arrays that are on disk."""
     with open(aside / MANIFEST, "w") as file:
         json.dump({"sha256": _sha256(json.dumps(body).encode()), "body": body}, file)
@@ -177,7 +175,7 @@ def _is_valid(path: Path) -> bool:
     return True
 
 
-def check_same_config(saved: dict[str, Any], current: dict[str, Any]) -> None:
+def check_same_config(saved: Record, current: Record) -> None:
     """Raises InputError, field by field, where two configs (nested dicts) differ in what would change the run."""
     before, now = _flatten(saved), _flatten(current)
     names = [name for name in sorted(before.keys() | now.keys()) if name not in _MAY_CHANGE]
@@ -186,18 +184,18 @@ def check_same_config(saved: dict[str, Any], current: dict[str, Any]) -> None:
         raise InputError(f"the run directory holds another config ({'; '.join(changes)}): undo that or use a new run directory")
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(config: Record, prefix: str = "") -> Record:
+    flat: Record = {}
     for name, value in config.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
-def _describe(path: Any, leaf: jax.Array) -> dict[str, Any]:
+def _describe(path: Any, leaf: jax.Array) -> Record:
     return {"name": jax.tree_util.keystr(path), "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
-def _words(leaf: dict[str, Any] | None) -> str:
+def _words(leaf: Record | None) -> str:
     return "{name} {dtype} {shape}".format(**leaf) if leaf else "nothing"
 
 

@@ -4,7 +4,9 @@ Not here: jax. Flags are parsed before it starts.
 """
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -14,6 +16,8 @@ from dqn_jax.config import InputError, TrainingError
 from dqn_jax.runner.signals import Stopped
 
 Config = TypeVar("Config")
+
+_DEBUG = "--debug"
 
 
 def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] | None = None) -> Config:
@@ -28,18 +32,23 @@ def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] |
       The config. A flag that is unknown, or whose value cannot be used, ends the process with status 2 and a message.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Read where an error ends, not part of any config.
+    first.add_argument(_DEBUG, action="store_true")
     first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
     chosen, rest = first.parse_known_args(list(sys.argv[1:] if args is None else args))
     preset = presets[chosen.preset]
-    text = f"{description}\n\n--preset {{{','.join(presets)}}} sets the defaults below (shown: {chosen.preset})."
+    text = f"{description}\n\n--preset {{{','.join(presets)}}} sets the defaults below (shown: {chosen.preset}). "
+    text += f"{_DEBUG} shows the traceback of an error that is otherwise one sentence."
     return tyro.cli(type(preset), default=preset, args=rest, description=text)
 
 
 def exit_code_of(main: Callable[[], None]) -> int:
     """Runs a script's `main` and returns its exit status: 2 after bad input, 1 after a failed run, 128 + signal if stopped.
 
-    Errors that a user can act on become one sentence on stderr; anything else keeps its traceback.
+    Errors that a user can act on become one sentence on stderr, after their traceback if the flag --debug is given; anything
+    else keeps its traceback. The working directory is searched for modules, as by `python -m`: a config may name a user's own.
     """
+    sys.path.insert(0, os.getcwd())
     try:
         main()
     except InputError as error:
@@ -52,5 +61,7 @@ def exit_code_of(main: Callable[[], None]) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
+    if _DEBUG in sys.argv:
+        traceback.print_exception(error)
     print(error, file=sys.stderr)
     return code

@@ -10,12 +10,11 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dqn_jax.config import InputError
+from dqn_jax.config import InputError, Record
 from dqn_jax.runner.plots import band
 from dqn_jax.runner.records import CONFIG, RETURNS, jsonable, read_returns
 from dqn_jax.runner.statistics import bootstrap_ci95
@@ -42,7 +41,7 @@ Curves = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 """{(series, split): (frames of a client [T], returns [S, T])}."""
 
 
-def compare(directory: Path, origin: dict[str, Any] | None = None) -> dict[str, Any]:
+def compare(directory: Path, origin: Record | None = None) -> Record:
     """Writes curves, table and figure of the runs in a directory, prints the table, and returns it.
 
     Args:
@@ -77,7 +76,7 @@ def compare(directory: Path, origin: dict[str, Any] | None = None) -> dict[str, 
     return table
 
 
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+def rows_of(run_dir: Path) -> list[Record]:
     """Rows of `curves.csv` for one arm: means over environments, or over clients."""
     rows = read_returns(run_dir)
     clients = json.loads((run_dir / CONFIG).read_text())["federated"]["num_clients"]
@@ -98,7 +97,7 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
     return result
 
 
-def best_clients(rows: list[dict[str, Any]]) -> dict[int, int]:
+def best_clients(rows: list[Record]) -> dict[int, int]:
     """{seed: the client whose own parameters did best on held-out environments}, chosen after the fact over all of the run."""
     totals: dict[int, dict[int, list[float]]] = {}
     held_out = any(row["split"] == "inside" for row in rows)
@@ -108,7 +107,7 @@ def best_clients(rows: list[dict[str, Any]]) -> dict[int, int]:
     return {seed: max(of, key=lambda client: np.mean(of[client])) for seed, of in totals.items()}
 
 
-def write_curves(directory: Path, rows: list[dict[str, Any]]) -> None:
+def write_curves(directory: Path, rows: list[Record]) -> None:
     """Writes `curves.csv`."""
     with open(directory / CURVES, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -142,14 +141,14 @@ def read_curves(directory: Path) -> Curves:
     }
 
 
-def tabulate(curves: Curves, clients: int) -> dict[str, Any]:
+def tabulate(curves: Curves, clients: int) -> Record:
     """Per split: area and final return of each series, and by how much the federation's area is larger.
 
     Under `equal_total_frames`: the federation after 1/N of the frames a client has in the end, interpolated between
     evaluations, against one independent client after all of them; N clients together have then taken as many as the one alone.
     It is left out where that is before the first evaluation.
     """
-    equal_frames: dict[str, Any] = {}
+    equal_frames: Record = {}
     for (series, split), (_, returns) in curves.items():
         entry = {"area": _mean(returns.mean(axis=1)), "final": _mean(returns[:, -1])}
         if (BASE, split) in curves and series != BASE:
@@ -175,12 +174,12 @@ def tabulate(curves: Curves, clients: int) -> dict[str, Any]:
     return {"equal_frames_per_client": equal_frames, "equal_total_frames": equal_total}
 
 
-def _mean(values: np.ndarray) -> dict[str, Any]:
+def _mean(values: np.ndarray) -> Record:
     low, high = bootstrap_ci95(values)
     return {"mean": values.mean(), "ci95": [low, high]}
 
 
-def as_text(table: dict[str, Any]) -> str:
+def as_text(table: Record) -> str:
     """The table in Markdown."""
     splits = table["equal_frames_per_client"]
     names = [series for series in SERIES if any(series in of for of in splits.values())]
@@ -202,7 +201,7 @@ def as_text(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: dict[str, Any] | None) -> str:
+def _cell(value: Record | None) -> str:
     if value is None:
         return ""
     low, high = value["ci95"]

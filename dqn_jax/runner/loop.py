@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import ExperimentConfig, TrainingError
+from dqn_jax.config import ExperimentConfig, Record, TrainingError
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import evaluation_key
@@ -50,7 +50,7 @@ class _Progress:
     timed_seconds: float = 0.0
 
 
-def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> dict[str, Any]:
+def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> Record:
     """Trains until every seed has had its frames or rounds, and leaves a complete run directory.
 
     Several processes (`runner.hosts`) run it side by side: all do and decide the same, the first one writes, and each saves its
@@ -93,7 +93,7 @@ class _Run:
         self.found = self._find_checkpoint() if config.resume else None
         self.last_saved = self.found.path if self.found else None
         begin = {"done": driver.initial, "frames": [driver.initial_frames] * len(self.seeds), "updates": [0] * len(self.seeds)}
-        saved: dict[str, Any] = dict(self.found.progress) if self.found else begin | {"sizes": {}}
+        saved: Record = dict(self.found.progress) if self.found else begin | {"sizes": {}}
         self.sizes = saved.pop("sizes")
         self.progress = _Progress(**saved)
         self.elapsed_before = self.progress.wall_seconds
@@ -110,7 +110,7 @@ class _Run:
             checkpoint.check_same_config(written, self.config_dict)
         return found
 
-    def to_the_end(self) -> dict[str, Any]:
+    def to_the_end(self) -> Record:
         runner = self.config.runner
         self.started = time.perf_counter()
         with StopRequest() as stop:
@@ -169,7 +169,7 @@ class _Run:
             self.progress.timed_seconds += self.seconds
         return state, info
 
-    def _line(self, info: Info) -> dict[str, Any]:
+    def _line(self, info: Info) -> Record:
         """One line of metrics, its keys always the same; lists have one entry per seed.
 
         `frames` and `updates` are those of each seed, `env_steps` are of all of them.
@@ -190,7 +190,7 @@ class _Run:
             "wall_seconds": self._elapsed(),
         }
 
-    def _counts(self) -> dict[str, Any]:
+    def _counts(self) -> Record:
         """Frames and updates: one number where they are the same for all seeds."""
         frames, updates = self.progress.frames, self.progress.updates
         if self.driver.unit == "frames":
@@ -200,13 +200,13 @@ class _Run:
     def _position(self) -> str:
         return f"{self.progress.done:,} {self.driver.unit}"
 
-    def _evaluation(self, state: Any) -> dict[str, Any]:
+    def _evaluation(self, state: Any) -> Record:
         """Greedy returns of every seed, for the metrics, and as rows of `returns.csv`."""
         result, returns = self._play(state)
         self._write_returns(returns)
         return result
 
-    def _play(self, state: Any) -> tuple[dict[str, Any], np.ndarray]:
+    def _play(self, state: Any) -> tuple[Record, np.ndarray]:
         """(named numbers of each seed, returns [S, C])."""
         keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.asarray(self.seeds), self.progress.done)
         returns, unfinished = (np.asarray(values) for values in self.evaluator.play(keys, self.driver.params(state)))
@@ -249,19 +249,19 @@ class _Run:
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.started
 
-    def _finish(self, state: Any) -> dict[str, Any]:
+    def _finish(self, state: Any) -> Record:
         """Plays the final parameters, writes the summary and the plot; the summary is the first process's in all."""
         result, table = self._play(state)
         return peers.gather(self._summarise(result, table) if peers.is_first() else None, "summary")[0]
 
-    def _summarise(self, result: dict[str, Any], table: np.ndarray) -> dict[str, Any]:
+    def _summarise(self, result: Record, table: np.ndarray) -> Record:
         progress = self.progress
         if not _crossed(self.config.runner.eval_every, progress.done - self.driver.per_step, progress.done):
             self._write_returns(table)
         returns = result["eval_return"]
         low, high = bootstrap_ci95(returns)
         per_seed = {f"{name}_per_seed": count for name, count in self._counts().items()}
-        summary: dict[str, Any] = {
+        summary: Record = {
             "final_return_mean": returns.mean(),
             "final_return_iqm": interquartile_mean(returns),
             "final_return_ci95": [low, high],

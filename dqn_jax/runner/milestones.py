@@ -1,11 +1,11 @@
 """When a run got where, and whether it stayed there, from its metrics. Not here: the final returns."""
 
-from typing import Any
-
 import numpy as np
 
+from dqn_jax.config import Record
 
-def milestones(lines: list[dict[str, Any]], final: np.ndarray, threshold: float | None) -> dict[str, Any]:
+
+def milestones(lines: list[Record], final: np.ndarray, threshold: float | None) -> Record:
     """What the evaluations of a run say, one entry per seed.
 
     Args:
@@ -21,7 +21,7 @@ def milestones(lines: list[dict[str, Any]], final: np.ndarray, threshold: float 
     evaluated = [line for line in lines[:-1] if line["eval_return"] is not None] + lines[-1:]
     returns = np.array([*(line["eval_return"] for line in evaluated[:-1]), final])
     best = returns.max(axis=0)
-    result: dict[str, Any] = {"best_returns": best, "late_decay": best - final}
+    result: Record = {"best_returns": best, "late_decay": best - final}
     if threshold is None:
         return result
     unit = "rounds" if "rounds" in lines[0] else "frames"
@@ -35,7 +35,7 @@ def milestones(lines: list[dict[str, Any]], final: np.ndarray, threshold: float 
     return result | {"threshold": threshold, "to_threshold": to_threshold, "threshold_share": share}
 
 
-def _bytes_until(lines: list[dict[str, Any]], rounds: int | None, seed: int) -> int | None:
+def _bytes_until(lines: list[Record], rounds: int | None, seed: int) -> int | None:
     if rounds is None:
         return None
     return sum(line["bytes"][seed] for line in lines if line["rounds"] <= rounds)

@@ -21,7 +21,7 @@ import chex
 import jax
 import numpy as np
 
-from dqn_jax.config import InputError, TrainingError
+from dqn_jax.config import InputError, Record, TrainingError
 from dqn_jax.runner.hosts import end_now, time_limit
 
 Result = TypeVar("Result")
@@ -98,7 +98,7 @@ def agreed(attempt: Callable[[], Result], what: str) -> Result:
     return result  # type: ignore[return-value]
 
 
-def check_same(config: dict[str, Any]) -> None:
+def check_same(config: Record) -> None:
     """Raises InputError unless all processes were started with the same config, apart from the path of the run directory."""
     first, *others = gather(config, "config")
     for process, theirs in enumerate(others, start=1):

@@ -3,12 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dqn_jax.config import Record
 from dqn_jax.runner.records import CONFIG, read_metrics, read_returns
 from dqn_jax.runner.statistics import bootstrap_ci95
 
@@ -24,7 +24,7 @@ _LABELS = {
 }
 
 
-def curves(rows: list[dict[str, Any]], unit: str) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+def curves(rows: list[Record], unit: str) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
     """{(policy, split): (frames or rounds [T], returns [S, T], the mean over environments)} of `returns.csv`'s rows."""
     table: dict[tuple[str, str], dict[tuple[int, int], list[float]]] = {}
     for row in rows:

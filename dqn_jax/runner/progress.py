@@ -1,11 +1,12 @@
 """What a person sees while a run goes on: a live bar in a terminal, one line per evaluation elsewhere. Not here: files."""
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dqn_jax.config import Record
 from dqn_jax.runner import peers
 
 
@@ -37,7 +38,7 @@ class Display:
         """Prints one line above the bar."""
         self.console.print(message, highlight=False, soft_wrap=True)
 
-    def update(self, line: dict[str, Any]) -> None:
+    def update(self, line: Record) -> None:
         """Shows one line of metrics."""
         rate = line["env_steps_per_second"]
         speed = "compiled" if rate is None else f"{rate:,.0f} frames/s"
@@ -48,7 +49,7 @@ class Display:
             self.say(text)
 
 
-def _describe(line: dict[str, Any]) -> str:
+def _describe(line: Record) -> str:
     parts = [f"return {_mean(line['return'])}", f"loss {_mean(line['loss'], 3)}", f"epsilon {_mean(line['epsilon'], 2)}"]
     if line["eval_return"] is not None:
         parts.append(f"greedy return {_mean(line['eval_return'])}")

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dqn_jax.config import InputError
+from dqn_jax.config import InputError, Record
 from dqn_jax.runner import peers
 
 CONFIG = "config.json"
@@ -78,11 +78,11 @@ class Records:
         for name in (METRICS, RETURNS):
             os.truncate(self.run_dir / name, sizes.get(name, 0))
 
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_config(self, config: Record) -> None:
         """Writes `config.json`: the config and the versions that ran it."""
         self._write(CONFIG, config | {"versions": _versions()})
 
-    def read_config(self) -> dict[str, Any] | None:
+    def read_config(self) -> Record | None:
         """What `config.json` holds, without the versions; None where there is none.
 
         Raises:
@@ -97,12 +97,12 @@ class Records:
             raise InputError(f"{path} is damaged (not JSON): restore it or use a new run directory") from None
         return {name: value for name, value in config.items() if name != "versions"}
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: Record) -> None:
         """Appends one line to `metrics.jsonl`; what is not finite becomes null."""
         with open(self.run_dir / METRICS, "a") as file:
             file.write(json.dumps(jsonable(line)) + "\n")
 
-    def append_returns(self, rows: list[dict[str, Any]]) -> None:
+    def append_returns(self, rows: list[Record]) -> None:
         """Appends rows to `returns.csv`."""
         text = io.StringIO()
         writer = csv.DictWriter(text, RETURNS_COLUMNS, lineterminator="\n")
@@ -112,11 +112,11 @@ class Records:
         with open(self.run_dir / RETURNS, "a") as file:
             file.write(text.getvalue())
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: Record) -> None:
         """Writes `summary.json`, JSON values only."""
         self._write(SUMMARY, summary)
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def _write(self, name: str, value: Record) -> None:
         aside = self.run_dir / f".{name}"
         aside.write_text(json.dumps(value, indent=2) + "\n")
         os.replace(aside, self.run_dir / name)
@@ -135,13 +135,13 @@ class ReadOnly(Records):
     def cut(self, sizes: dict[str, int]) -> None:
         """Does nothing."""
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: Record) -> None:
         """Does nothing."""
 
-    def append_returns(self, rows: list[dict[str, Any]]) -> None:
+    def append_returns(self, rows: list[Record]) -> None:
         """Does nothing."""
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def _write(self, name: str, value: Record) -> None:
         """Does nothing."""
 
 
@@ -169,12 +169,12 @@ def is_complete(run_dir: Path, config: Any) -> bool:
     return all(saved.get(name) == wanted[name] for name in wanted if name not in ("num_devices", "run_dir", "resume"))
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[Record]:
     """The lines of `metrics.jsonl`."""
     return [json.loads(line) for line in (run_dir / METRICS).read_text().splitlines()]
 
 
-def read_returns(run_dir: Path) -> list[dict[str, Any]]:
+def read_returns(run_dir: Path) -> list[Record]:
     """The rows of `returns.csv`, counts and returns as numbers; `client` and `rounds` are None where there is none."""
     with open(run_dir / RETURNS, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -187,7 +187,7 @@ def read_returns(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: number(name, text) for name, text in row.items()} for row in rows]
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Record:
     """What a committed result must say of itself: command, date, hardware and versions."""
     device = jax.local_devices()[0]
     return {
@@ -199,7 +199,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def config_dict(config: Any) -> dict[str, Any]:
+def config_dict(config: Any) -> Record:
     """A config dataclass as nested dicts of JSON values, as it reads back from a file."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 

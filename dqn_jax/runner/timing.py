@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dqn_jax import runtime
-from dqn_jax.config import InputError, TrainingError
+from dqn_jax.config import InputError, Record, TrainingError
 
 
-def on_one_core(measure: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+def on_one_core(measure: Callable[..., Record], *args: Any) -> Record:
     """`measure(*args)` in a process of its own, with one device and, where the system can, one core."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn, initializer=keep_to_one_core) as process:
@@ -135,7 +135,7 @@ def median_ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def print_table(results: dict[str, Any]) -> None:
+def print_table(results: Record) -> None:
     """Prints one row per key."""
     from rich.console import Console
     from rich.table import Table

@@ -69,7 +69,7 @@ REFUSED = [
     (["--agent.num-envs", "many"], ["--agent.num-envs", "many"]),
     (["--agent.num-envs", "8.5"], ["--agent.num-envs", "8.5"]),
     (["--agent.learning-rate", "nan"], ["agent.learning_rate is nan", "give a finite number above 0"]),
-    (["--agent.loss", "hubert"], ["--agent.loss", "'hubert'", "'huber'"]),
+    (["--agent.memory", "newset"], ["--agent.memory", "'newset'", "'newest'"]),
     (["--agent.batch-size", "64", "--agent.replay-capacity", "48"], ["agent.batch_size is 64", "shrink the batch"]),
     (["--network.hidden-sizes", "0"], ["network.hidden_sizes is (0,)", "at least one width"]),
     (["--runner.eval-episodes", "4"], ["runner.eval_episodes is 4", "from 32"]),
@@ -140,7 +140,7 @@ BAD_INPUT = {
         ["--num-devices", "2", "--num-seeds", "3", "--seeds-over-devices"],
         "num_seeds is 3, .* over 2 devices: make it a multiple",
     ),
-    "a convolution over a vector": (["--network.kind", "conv"], "network.kind is 'conv', .* use 'mlp'"),
+    "a convolution over a vector": (["--network.trunk", "conv"], "network.trunk is 'conv', .* use 'mlp'"),
     "a directory that cannot be made": (
         ["--run-dir", "{tmp}/file/run"],
         "run_dir .*/file/run cannot be written .* name another",
@@ -202,3 +202,21 @@ def test_a_process_with_a_bad_flag_ends_before_jax_starts(arguments):
     assert done.returncode == 2
     assert "agent.num_envs is 0" in message_of(done.stderr)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--debug"]])
+def test_a_traceback_is_shown_where_it_is_asked_for(monkeypatch, capsys, flags):
+    monkeypatch.setattr(sys, "argv", ["script.py", *flags])
+
+    def main():
+        config = parse({"one": ExperimentConfig()}, "Trains.")
+        raise InputError(f"seed is {config.seed}: take another")
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert exit_code_of(main) == 2
+    # The working directory is searched first.
+    assert sys.path[0] == os.getcwd()
+    err = capsys.readouterr().err
+    assert err.endswith("seed is 0: take another\n")
+    assert ("Traceback" in err) == bool(flags)
+    assert err.count("\n") == 1 or flags
