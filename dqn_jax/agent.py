@@ -1,7 +1,7 @@
 """DQN as one pure agent: an actor, a memory and a learner. Every way of training transforms what is made here.
 
-One step, in order: act epsilon-greedily and store (actor, replay); sample a batch; descend on (y - Q)^2 with
-y = r + gamma max Q'; every C updates, copy the target, which began as a copy (learner).
+One step, in order: act, exploring, and store (actor, memory); sample a batch; descend on a loss, as DQN's (y - Q)^2 with
+y = r + gamma max Q' (losses); every C updates, copy the target, which began as a copy (learner).
 
 Not here: loops over devices or seeds, files.
 """
@@ -19,8 +19,7 @@ from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.exploration import exploration_numbers
 from dqn_jax.learner import LearnerState, make_learner
-from dqn_jax.lookup import is_users
-from dqn_jax.losses import LossMaker, check_loss, loss_numbers, make_loss
+from dqn_jax.losses import LossMaker, check_loss, loss_numbers
 from dqn_jax.networks import Network
 from dqn_jax.replay import Memory, ReplayState, make_memory
 from dqn_jax.types import (
@@ -180,9 +179,7 @@ def make_agent(
     learner = make_learner(network, config, axis_name, loss)
     memory = make_memory(example_of(env), config, num_shards, axis_name)
     defaults = hyperparams_of(config, loss)
-    if loss is not None or is_users(config.loss):
-        params, batch_size = jax.eval_shape(network.init, jax.random.key(0)), config.batch_size // num_shards
-        check_loss(make_loss(network, config, loss), config.loss, params, example_of(env), batch_size, defaults.loss)
+    check_loss(network, config, example_of(env), config.batch_size // num_shards, loss)
 
     def init(
         key: jax.Array, env_params: EnvParams = env.params, hyperparams: Hyperparams = defaults, shard: jax.Array | int = 0

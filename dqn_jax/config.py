@@ -128,13 +128,13 @@ class AgentConfig:
     learning_starts: int = 1_000
     """Frames of experience gathered before the first update."""
     memory: Literal["uniform", "prioritised", "newest"] = "uniform"
-    """Draw all transitions alike, in proportion to a power of their last |td| (Schaul et al. 2016), or the last ones alone."""
+    """Draw all transitions alike, in proportion to a power of their priority (Schaul et al. 2016), or the last ones alone."""
     priority_exponent: float = 0.6
     """That power (alpha), if prioritised: 0 draws all alike."""
     importance_exponent: float = 0.4
     """Power of the importance weights (beta), if prioritised: 1 undoes the bias of unequal draws, 0 leaves it."""
     importance_anneal_frames: int | None = None
-    """Frames over which that power rises linearly to 1, as in the paper; None keeps it."""
+    """Frames stored, since the memory was last empty, over which that power rises linearly to 1; None keeps it."""
 
     discount: float = 0.99
     """gamma."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import AgentConfig
-from dqn_jax.lookup import Found, function_of, lookup, named_numbers
+from dqn_jax.lookup import Found, check_like, function_of, lookup, named_numbers
 from dqn_jax.types import ActorHyperparams
 
 
@@ -24,7 +24,7 @@ class Choose(Protocol):
         Args:
           key: random key.
           q_values: [A] action values.
-          frames: [] int32 frames that the agent has taken.
+          frames: [] int32 frames that the agent has taken since exploration began, those of its earlier lives included.
           hyperparams: numbers of the acting half; the rule's own are in `hyperparams.exploration`, by name.
 
         Returns:
@@ -75,23 +75,28 @@ def exploration_numbers(config: AgentConfig) -> dict[str, jax.Array]:
     Raises:
       InputError: for a name without meaning, or more numbers than it takes.
     """
-    numbers = named_numbers("agent.exploration", config.exploration, find_exploration(config))
-    return {name: jnp.float32(value) for name, value in numbers.items()}
+    return named_numbers("agent.exploration", config.exploration, find_exploration(config))
 
 
-def make_exploration(config: AgentConfig, random: bool = False) -> Exploration:
+def make_exploration(config: AgentConfig, give_way: bool = False) -> Exploration:
     """Builds the rule that a config names.
 
     Args:
       config: the rule, and the schedule of epsilon.
-      random: whether any rule gives way to an action at random with probability epsilon, as epsilon-greedy does.
+      give_way: whether any rule gives way to an action at random with probability epsilon, as epsilon-greedy does.
 
     Raises:
       InputError: for a name without meaning.
     """
-    found = find_exploration(config)._replace(numbers=())
-    rule = function_of("agent.exploration", config.exploration, found, 4)
-    if config.exploration != "epsilon-greedy" and not random:
+    argument, spec = "agent.exploration", config.exploration
+    function = function_of(argument, spec, find_exploration(config)._replace(numbers=()), 4)
+
+    def rule(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
+        action = function(key, q_values, frames - hyperparams.epsilon_first_frame, hyperparams)
+        check_like(argument, spec, action, jnp.int32(0))
+        return action.astype(jnp.int32)
+
+    if config.exploration != "epsilon-greedy" and not give_way:
         return Exploration(rule, lambda frames, hyperparams: jnp.float32(0))
     epsilon_of = {"linear": linear_epsilon, "exponential": exponential_epsilon}[config.epsilon_schedule]
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from dqn_jax.config import AgentConfig
-from dqn_jax.lookup import function_of, lookup
+from dqn_jax.config import AgentConfig, require
+from dqn_jax.lookup import Found, function_of, is_users, lookup
 from dqn_jax.losses import LossMaker, LossOutput, loss_numbers, make_loss
 from dqn_jax.networks import Network
 from dqn_jax.types import Clock, Correction, Info, LearnerHyperparams, Params, Sample, Tree
@@ -38,7 +38,7 @@ class LearnerState(flax.struct.PyTreeNode):
     """What a correction keeps from one update to the next; nothing without one that does."""
 
 
-class Networks(Protocol):
+class HasNetworks(Protocol):
     """What gradients are taken of: a LearnerState, or a worker's copy of it."""
 
     @property
@@ -66,7 +66,7 @@ class Init(Protocol):
 class Grad(Protocol):
     """`Learner.grad`."""
 
-    def __call__(self, state: Networks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
+    def __call__(self, state: HasNetworks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
         """Returns gradients of the mean weighted loss, priority [B], info."""
 
 
@@ -128,7 +128,7 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
             updates=Clock(jnp.int32(0)),
         )
 
-    def grad(state: Networks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
+    def grad(state: HasNetworks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
         def batch_loss(params: Params) -> tuple[jax.Array, LossOutput]:
             output = loss_of(params, state.target_params, sample.transitions, key, state.loss_hyperparams)
             chex.assert_equal_shape([sample.weights, output.loss, output.priority])
@@ -209,6 +209,13 @@ def make_optimizer(config: AgentConfig) -> Callable[[LearnerHyperparams], optax.
 
     def optimizer(hyperparams: LearnerHyperparams) -> optax.GradientTransformation:
         rule = build(hyperparams.learning_rate)
+        if is_users(spec):
+            require(
+                isinstance(rule, optax.GradientTransformation),
+                f"{argument} is {spec!r}, which makes a {type(rule).__name__}: make an optimizer of optax",
+            )
+            init, update = (function_of(argument, spec, Found(fn, ()), n) for fn, n in zip(rule, (1, 3), strict=True))
+            rule = optax.GradientTransformation(init, update)
         if config.max_grad_norm is None:
             return rule
         return optax.chain(optax.clip_by_global_norm(hyperparams.max_grad_norm), rule)
@@ -229,6 +236,10 @@ _OURS = (_adam, _rmsprop)
 _OPTAX: dict[str, Callable] = {
     name: rule
     for name, rule in vars(optax).items()
-    if inspect.isfunction(rule) and [*inspect.signature(rule).parameters][:1] == ["learning_rate"]
+    if inspect.isfunction(rule)
+    and [*inspect.signature(rule).parameters][:1] == ["learning_rate"]
+    # Parts of optimizers; one that searches along a line; one that reads its rate when it begins, and never again.
+    and not name.startswith(("_", "scale_by_"))
+    and name not in ("lbfgs", "rprop")
 } | {"adam": _adam, "rmsprop": _rmsprop}
 """A user's own maps a learning rate, and the numbers of its name, to an optax optimizer; so do optax's."""

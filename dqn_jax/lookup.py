@@ -42,7 +42,7 @@ def lookup(argument: str, spec: str, named: Mapping[str, Any], usable: Callable[
     Args:
       argument: the config field it comes from, for messages.
       spec: a name or "module:attribute", then numbers, all divided by colons.
-      named: what there is by name; names with a colon are refused.
+      named: what there is by name; it comes before modules.
       usable: whether an attribute is of the kind wanted.
 
     Returns:
@@ -119,16 +119,25 @@ def record_of(argument: str, spec: str, found: Found, kind: type) -> Any:
     return made
 
 
-def named_numbers(argument: str, spec: str, found: Found) -> dict[str, float]:
+def named_numbers(argument: str, spec: str, found: Found) -> dict[str, jax.Array]:
     """The numbers of a part that declares them, as `part.numbers = {"delta": 1.0}`: its own, the first replaced by those given.
 
+    Returns:
+      {name: [] float32}, arrays so that a sweep may vary them. Those of our parts must be above 0.
+
     Raises:
-      InputError: for more than it has.
+      InputError: for more than it has, or others than it may have.
     """
     defaults: Mapping[str, float] = getattr(found.part, "numbers", {})
+    require(
+        isinstance(defaults, Mapping) and all(isinstance(value, (int, float)) for value in defaults.values()),
+        f"{argument} is {spec!r}, whose attribute numbers is {defaults!r}: give numbers by name, as {{'delta': 1.0}}",
+    )
     takes = f"takes {len(defaults)} ({', '.join(defaults)})" if defaults else "takes none"
     require(len(found.numbers) <= len(defaults), f"{argument} is {spec!r}, which {takes}: leave out the rest")
-    return {**defaults, **dict(zip(defaults, found.numbers, strict=False))}
+    numbers = {**defaults, **dict(zip(defaults, found.numbers, strict=False))}
+    require(is_users(spec) or all(value > 0 for value in numbers.values()), f"{argument} is {spec!r}: give numbers above 0")
+    return {name: jax.numpy.float32(value) for name, value in numbers.items()}
 
 
 def check_like(argument: str, spec: str, made: Any, like: Any) -> None:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax import td
-from dqn_jax.config import AgentConfig, InputError
-from dqn_jax.lookup import Found, blamed_on, function_of, lookup, named_numbers
+from dqn_jax.config import AgentConfig, InputError, require
+from dqn_jax.lookup import Found, function_of, is_users, lookup, named_numbers
 from dqn_jax.networks import Network
 from dqn_jax.types import Info, Params, Transition
 
@@ -69,24 +69,30 @@ huber.numbers = {"delta": 1.0}  # type: ignore[attr-defined]
 
 LOSSES: dict[str, LossMaker] = {"squared": squared, "huber": huber}
 
+_ARGUMENT = "agent.loss"
+_TAKEN = {"loss", "priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age", "epsilon", "episodes", "return_sum"}
+_TAKEN |= {"terminated", "truncated", "finite", "frames", "updates", "lags", "applied", "duration"}
+"""Names of numbers that others measure."""
 
-def find_loss(config: AgentConfig, loss: LossMaker | None = None) -> Found:
-    """The maker of a config's loss, or the one given, and the numbers of its name.
+
+def find_loss(config: AgentConfig, loss: LossMaker | None = None) -> tuple[str, Found]:
+    """(name, maker and the numbers of its name) of a config's loss, or of the one given.
 
     Raises:
       InputError: for a name without meaning.
     """
-    return lookup("agent.loss", config.loss, LOSSES) if loss is None else Found(loss, ())
+    if loss is None:
+        return config.loss, lookup(_ARGUMENT, config.loss, LOSSES)
+    return f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__name__)}", Found(loss, ())
 
 
 def loss_numbers(config: AgentConfig, loss: LossMaker | None = None) -> dict[str, jax.Array]:
-    """The numbers of a config's loss by name, as arrays.
+    """The numbers of a config's loss, or of the one given, by name, as arrays.
 
     Raises:
       InputError: for a name without meaning, or more numbers than it takes.
     """
-    numbers = named_numbers("agent.loss", config.loss, find_loss(config, loss))
-    return {name: jnp.float32(value) for name, value in numbers.items()}
+    return named_numbers(_ARGUMENT, *find_loss(config, loss))
 
 
 def make_loss(network: Network, config: AgentConfig, loss: LossMaker | None = None) -> Loss:
@@ -95,34 +101,42 @@ def make_loss(network: Network, config: AgentConfig, loss: LossMaker | None = No
     Raises:
       InputError: for a name without meaning, or where a user's maker fails.
     """
+    name, found = find_loss(config, loss)
     # Its numbers are among its arguments, so none stand after them.
-    maker = Found(find_loss(config, loss).part, numbers=())
-    made = function_of("agent.loss", config.loss, maker, 2)(network, config)
-    return function_of("agent.loss", config.loss, Found(made, numbers=()), 5)
+    made = function_of(_ARGUMENT, name, Found(found.part, numbers=()), 2)(network, config)
+    return function_of(_ARGUMENT, name, Found(made, numbers=()), 5)
 
 
-def check_loss(loss: Loss, name: str, params: Params, example: Transition, batch_size: int, numbers: Numbers) -> None:
-    """Traces a loss on a batch of the example's shapes, which computes nothing.
+def check_loss(
+    network: Network, config: AgentConfig, example: Transition, batch_size: int, loss: LossMaker | None = None
+) -> None:
+    """Traces a loss on a batch of the example's shapes, which computes nothing; one of ours needs no check.
 
     Raises:
-      InputError: where it fails, or what it gives has other shapes than a LossOutput.
+      InputError: where it fails, or what it gives has other shapes than a LossOutput or names that are taken.
     """
+    name, _ = find_loss(config, loss)
+    if not is_users(name):
+        return
+    made, numbers = make_loss(network, config, loss), loss_numbers(config, loss)
 
-    def trace(params: Params, row: Transition, numbers: Numbers) -> LossOutput:
+    def trace(key: jax.Array, row: Transition) -> LossOutput:
+        params = network.init(key)
         batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), row)
-        return loss(params, params, batch, jax.random.key(0), numbers)
+        return made(params, params, batch, key, numbers)
 
-    with blamed_on("agent.loss", name):
-        output = jax.eval_shape(trace, params, example, numbers)
+    output = jax.eval_shape(trace, jax.eval_shape(jax.random.key, 0), example)
     if not isinstance(output, LossOutput):
-        raise InputError(f"agent.loss is {name!r}, which gives something else than a LossOutput: return one")
+        raise InputError(f"{_ARGUMENT} is {name!r}, which gives something else than a LossOutput: return one")
     for field, shape in (("loss", (batch_size,)), ("priority", (batch_size,)), ("q_tm1", (batch_size, "A"))):
         found = getattr(output, field)
         if len(found.shape) != len(shape) or found.shape[0] != batch_size or not jnp.issubdtype(found.dtype, jnp.floating):
             wanted = f"[{', '.join(map(str, shape))}]"
             raise InputError(
-                f"agent.loss is {name!r}, whose {field} is {found.dtype}{list(found.shape)}: make it float32{wanted}"
+                f"{_ARGUMENT} is {name!r}, whose {field} is {found.dtype}{list(found.shape)}: make it float32{wanted}"
             )
+    taken = sorted(_TAKEN & set(output.info))
+    require(not taken, f"{_ARGUMENT} is {name!r}, whose info names {', '.join(taken)}, which others measure: rename them")
 
 
 def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array, Numbers], jax.Array]) -> Loss:

@@ -5,16 +5,16 @@ Not here: losses, exploration.
 Shapes: A actions, F features, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dqn_jax.config import InputError, NetworkConfig
-from dqn_jax.lookup import blamed_on, function_of, lookup
-from dqn_jax.types import Params
+from dqn_jax.config import InputError, NetworkConfig, require
+from dqn_jax.lookup import blamed_on, function_of, is_users, lookup
+from dqn_jax.types import Params, Tree
 
 
 class Outputs(Protocol):
@@ -35,18 +35,19 @@ class QValues(NamedTuple):
 class Apply(Protocol):
     """A network, as a function."""
 
-    def __call__(self, params: Params, obs: jax.Array, key: jax.Array | None) -> Outputs:
+    def __call__(self, params: Params, obs: jax.Array, key: jax.Array | None, carry: Tree = None) -> Outputs:
         """Values one observation.
 
         Args:
           params: parameters.
           obs: [...] one observation.
           key: noise is drawn from it, if the network has any; None, as in greedy evaluation, leaves it out.
+          carry: what a network that remembers gave with its last outputs. None of ours does, and nobody passes it yet.
         """
 
 
 class Network(NamedTuple):
-    """A Q-network as pure functions. One that remembers would take and give what it carries beside these arguments."""
+    """A Q-network as pure functions."""
 
     init: Callable[[jax.Array], Params]
     """key -> parameters, with the top-level groups `trunk` and `head`."""
@@ -71,41 +72,57 @@ def make_network(config: NetworkConfig, obs_shape: tuple[int, ...], num_actions:
     image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
     if config.trunk == "conv" and not image:
         raise InputError(f"network.trunk is 'conv', and observations have shape {obs_shape}, not [H, W, C]: use 'mlp'")
-    trunk = config.trunk if config.trunk != "auto" else "conv" if image else "mlp"
-    make_trunk = function_of("network.trunk", trunk, lookup("network.trunk", trunk, TRUNKS), 1)
-    make_head = function_of("network.head", config.head, lookup("network.head", config.head, HEADS), 2)
-    module = _QNetwork(trunk=make_trunk(config), head=make_head(config, num_actions))
+    trunk_name = config.trunk if config.trunk != "auto" else "conv" if image else "mlp"
+    trunk, head = _part("trunk", trunk_name, TRUNKS, config), _part("head", config.head, HEADS, config, num_actions)
+    module = _QNetwork(trunk=trunk, head=head)
 
     def init(key: jax.Array) -> Params:
-        return module.init(key, jnp.zeros(obs_shape))["params"]
+        # Both groups are there, even of a part without parameters.
+        return {"trunk": {}, "head": {}} | module.init(key, jnp.zeros(obs_shape))["params"]
 
-    def apply(params: Params, obs: jax.Array, key: jax.Array | None) -> Outputs:
+    def apply(params: Params, obs: jax.Array, key: jax.Array | None, carry: Tree = None) -> Outputs:
+        del carry
         noise = {} if key is None else {"noise": key}
         outputs: Any = module.apply({"params": params}, obs.astype(jnp.float32), rngs=noise)
         return QValues(outputs) if isinstance(outputs, jax.Array) else outputs
 
-    _check(config, init, apply, obs_shape, num_actions)
+    _check(config, trunk, init, apply, obs_shape, num_actions)
     return Network(init, apply)
 
 
+def _part(field: str, name: str, named: Mapping[str, Callable[..., nn.Module]], *args: Any) -> nn.Module:
+    argument = f"network.{field}"
+    made = function_of(argument, name, lookup(argument, name, named), len(args))(*args)
+    require(isinstance(made, nn.Module), f"{argument} is {name!r}, which makes a {type(made).__name__}: make a flax module")
+    return made
+
+
 def _check(
-    config: NetworkConfig, init: Callable[[jax.Array], Params], apply: Apply, obs_shape: tuple[int, ...], num_actions: int
+    config: NetworkConfig,
+    trunk: nn.Module,
+    init: Callable[[jax.Array], Params],
+    apply: Apply,
+    obs_shape: tuple[int, ...],
+    num_actions: int,
 ) -> None:
     """Traces a network whose trunk or head is a user's own; raises InputError if it fails or gives no [A] action values."""
-    if ":" not in config.trunk + config.head:
+    users = {f"network.{field}": getattr(config, field) for field in ("trunk", "head") if is_users(getattr(config, field))}
+    if not users:
         return
     key = jax.eval_shape(jax.random.key, 0)
-    # Both may be the user's: who is to blame stands in the file and line.
-    name = "network.head" if ":" in config.head else "network.trunk"
-    spec = config.head if ":" in config.head else config.trunk
-    with blamed_on(name, spec):
+    # The trunk alone first: what fails after that is the head's, if the head is the user's.
+    with blamed_on("network.trunk", config.trunk):
+        jax.eval_shape(lambda key: trunk.init(key, jnp.zeros(obs_shape)), key)
+    argument, name = [*users.items()][-1]
+    with blamed_on(argument, name):
         params = jax.eval_shape(init, key)
         for noise in (key, None):
             outputs = jax.eval_shape(lambda params, noise: apply(params, jnp.zeros(obs_shape), noise), params, noise)
-    q_values = getattr(outputs, "q_values", None)
-    shape = None if q_values is None else tuple(q_values.shape)
-    if shape != (num_actions,):
-        raise InputError(f"{name} is {spec!r}, whose q_values have shape {shape}: give one of each action, ({num_actions},)")
+    shape = getattr(getattr(outputs, "q_values", None), "shape", None)
+    require(
+        shape == (num_actions,),
+        f"{argument} is {name!r}, whose q_values have shape {shape}: give one of each action, ({num_actions},)",
+    )
 
 
 class _QNetwork(nn.Module):

@@ -319,7 +319,7 @@ def _read(state: ReplayState, example: Transition, capacity: int, indices: jax.A
 
 def _masses(priority: jax.Array, hyperparams: ReplayHyperparams) -> jax.Array:
     """(priority + a little)^alpha: Schaul et al. (2016), equation 1."""
-    return jnp.clip((priority + _LEAST) ** hyperparams.priority_exponent, *_RANGE)
+    return jnp.clip((jnp.maximum(priority, 0.0) + _LEAST) ** hyperparams.priority_exponent, *_RANGE)
 
 
 def _prioritise(state: ReplayState, indices: jax.Array, masses: jax.Array, valid: jax.Array) -> ReplayState:

@@ -38,8 +38,10 @@ def try_users_parts(env: Environment, network: Network, agent: AgentConfig, netw
     if not users:
         return
     found = {name: np.asarray(x) for name, x in jax.jit(lambda: _one_update(env, network, agent))().items()}
-    actions = found.pop("actions")
+    actions, lowest = found.pop("actions"), found.pop("lowest priority")
     wrong = [f"{name} that are not finite" for name, finite in found.items() if not finite]
+    if lowest < 0:
+        wrong.append(f"a priority of {lowest:g}, below 0")
     if not 0 <= actions.min() <= actions.max() < env.num_actions:
         wrong = [f"actions from {actions.min()} to {actions.max()}"]
     parts = " and ".join(f"{argument} is {spec!r}" for argument, spec in users.items())
@@ -72,4 +74,4 @@ def _one_update(env: Environment, network: Network, config: AgentConfig) -> dict
         "parameters": after.params,
     }
     finite = {name: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])) for name, tree in values.items()}
-    return finite | {"actions": batch.a_tm1}
+    return finite | {"actions": batch.a_tm1, "lowest priority": jnp.min(priority)}

@@ -14,6 +14,8 @@ from dqn_jax.config import AgentConfig, InputError, NetworkConfig
 from dqn_jax.envs import make_env
 from dqn_jax.mapping import lane_axes
 from dqn_jax.networks import make_network
+from dqn_jax.replay import make_memory
+from dqn_jax.types import Clock
 
 # Every episode is cut after three steps: the pole cannot fall so soon.
 ENV = make_env("CartPole-v1", max_episode_steps=3)
@@ -366,3 +368,31 @@ def test_reduce_info_by_hand():
         "loss": 3.0,
         "a name that nobody declared": 2.0,
     }
+
+
+@pytest.mark.long
+def test_a_memory_prepares_once_a_step_before_the_updates(monkeypatch):
+    """A memory that counts in its number of transitions, from the parameters before the updates and a key of its own."""
+    seen = []
+
+    def counting(*args):
+        memory = make_memory(*args)
+
+        def prepare(state, params, key):
+            seen.append(key)
+            # Adds 1000, and says whether the parameters are those that the step began with.
+            moved = jnp.any(params["head"]["bias"] != 0)
+            return state.replace(added=Clock(state.added.count + 1000 + moved))
+
+        return memory._replace(prepare=prepare)
+
+    monkeypatch.setattr("dqn_jax.agent.make_memory", counting)
+    agent = make_agent(ENV, NETWORK, dataclasses.replace(CONFIG, updates_per_step=3, target_period=100))
+    ready = agent.warm_up(agent.init(KEY))
+    stepped, _ = jax.jit(agent.step)(ready)
+    per_step = CONFIG.num_envs * CONFIG.acts_per_step
+    assert int(stepped.replay.added.count) == int(ready.replay.added.count) + per_step + 1000
+    assert len(seen) == 1
+    # As if nothing had happened: what it prepared is not kept either.
+    refused, _ = jax.jit(agent.step)(ready, active=jnp.array(False))
+    assert int(refused.replay.added.count) == int(ready.replay.added.count)

@@ -108,6 +108,7 @@ def test_random_cartpole():
 
     def hashed(params, obs, key):
         """Evaluation draws nothing: two numbers that the bits of the observation decide."""
+        assert key is None
         seed = jax.lax.bitcast_convert_type(jnp.sum(obs), jnp.int32)
         return QValues(jax.random.uniform(jax.random.key(seed), (2,)))
 

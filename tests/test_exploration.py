@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.config import AgentConfig
+from dqn_jax.config import AgentConfig, InputError
 from dqn_jax.exploration import at_random, exploration_numbers, exponential_epsilon, linear_epsilon, make_exploration
 from dqn_jax.types import ActorHyperparams
 
@@ -114,9 +114,9 @@ def test_largest_uniform_is_still_an_action(monkeypatch, num_actions):
     assert action == num_actions - 1
 
 
-def choices(exploration, q_values, *, random=False, epsilon=0.0, **numbers):
+def choices(exploration, q_values, *, give_way=False, epsilon=0.0, **numbers):
     """How often each action is chosen, by any rule."""
-    rule = make_exploration(AgentConfig(exploration=exploration), random=random)
+    rule = make_exploration(AgentConfig(exploration=exploration), give_way=give_way)
     keys = jax.random.split(jax.random.key(1), DRAWS)
     choose = jax.jit(jax.vmap(rule.choose, in_axes=(0, None, None, None)))
     own = {name: jnp.float32(value) for name, value in numbers.items()}
@@ -136,16 +136,18 @@ def test_boltzmann_draws_in_proportion_to_the_exponential():
 
 def test_greedy_does_not_explore_unless_it_is_mixed_with_chance():
     np.testing.assert_array_equal(choices("greedy", [0, 3, 1], epsilon=0.6), [0, DRAWS, 0])
-    assert chi_square(choices("greedy", [0, 3, 1], random=True, epsilon=0.6), [0.2, 0.6, 0.2]) < 18.4
-    for spec, random, epsilon in (("greedy", False, 0.0), ("greedy", True, 0.6), ("epsilon-greedy", False, 0.6)):
-        rule = make_exploration(AgentConfig(exploration=spec), random=random)
+    assert chi_square(choices("greedy", [0, 3, 1], give_way=True, epsilon=0.6), [0.2, 0.6, 0.2]) < 18.4
+    for spec, give_way, epsilon in (("greedy", False, 0.0), ("greedy", True, 0.6), ("epsilon-greedy", False, 0.6)):
+        rule = make_exploration(AgentConfig(exploration=spec), give_way=give_way)
         np.testing.assert_allclose(rule.epsilon(jnp.int32(0), hyperparams(0.6, 0.6, 1)), epsilon)
 
 
 def test_chance_and_the_rule_it_gives_way_to_draw_apart():
     """Boltzmann with epsilon a half: with one key for both, who explores would be decided by what the rule draws."""
     expected = 0.5 * np.array([0.1, 0.2, 0.3, 0.4]) + 0.5 * 0.25
-    assert chi_square(choices("boltzmann", np.log([1.0, 2, 3, 4]), random=True, epsilon=0.5, temperature=1.0), expected) < 21.1
+    assert (
+        chi_square(choices("boltzmann", np.log([1.0, 2, 3, 4]), give_way=True, epsilon=0.5, temperature=1.0), expected) < 21.1
+    )
 
 
 def test_a_users_rule_sees_frames_and_its_own_numbers(monkeypatch):
@@ -154,5 +156,17 @@ def test_a_users_rule_sees_frames_and_its_own_numbers(monkeypatch):
     module.rule.numbers = {"offset": 2.0}
     monkeypatch.setitem(sys.modules, "mine", module)
     config = AgentConfig(exploration="mine:rule:5")
-    numbers = hyperparams(0.0, 0.0, 1, **exploration_numbers(config))
-    assert make_exploration(config).choose(jax.random.key(0), jnp.zeros(2), jnp.int32(7), numbers) == 12
+    choose = make_exploration(config).choose
+    # 7 frames of this life, and 100 of earlier ones.
+    for first, action in ((0, 12), (-100, 112)):
+        numbers = hyperparams(0.0, 0.0, 1, first, **exploration_numbers(config))
+        assert choose(jax.random.key(0), jnp.zeros(2), jnp.int32(7), numbers) == action
+    module.rule = lambda key, q_values, frames, hyperparams: q_values
+    with pytest.raises(InputError, match=r"^agent.exploration is 'mine:rule', and it has shape \(2,\): give \(\)$"):
+        make_exploration(AgentConfig(exploration="mine:rule")).choose(jax.random.key(0), jnp.zeros(2), jnp.int32(7), numbers)
+
+
+@pytest.mark.parametrize("spec", ["boltzmann:0", "boltzmann:-1"])
+def test_numbers_of_ours_are_above_0(spec):
+    with pytest.raises(InputError, match=rf"^agent.exploration is '{spec}': give numbers above 0$"):
+        exploration_numbers(AgentConfig(exploration=spec))

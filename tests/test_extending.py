@@ -47,11 +47,11 @@ def test_a_snippet_is_short():
 
 AGENTS = {
     "munchausen and noise": (
-        {"loss": "mine:munchausen:0.05", "exploration": "greedy", "optimizer": "mine:careful:0.01"},
+        {"loss": "mine:munchausen:0.05", "exploration": "greedy", "optimizer": "mine:careful:0.01", "memory": "prioritised"},
         {"head": "mine:noisy", "trunk": "mine:tanh:8"},
     ),
     "c51": (
-        {"loss": "mine:c51_loss", "exploration": "mine:cooling:2:100", "optimizer": "lion:0.8", "memory": "prioritised"},
+        {"loss": "mine:c51_loss", "exploration": "mine:cooling:2:100", "optimizer": "lion:0.8", "memory": "newest"},
         {"head": "mine:c51", "hidden_sizes": (8,)},
     ),
 }
@@ -121,7 +121,8 @@ def test_in_every_way_of_training(kind, agent):
     assert np.isfinite(info["loss"]).all()
     changed = [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     assert all(changed)
-    assert evaluator.columns
+    returns, _ = evaluator.play(jax.random.split(KEY, 1), driver.params(state))
+    assert np.isfinite(returns).all()
 
 
 ENV = make_env("CartPole-v1")
@@ -228,7 +229,22 @@ def infinite(network, config):
         return output._replace(loss=output.loss / jnp.sum(0 * batch.r_t))
     return loss
 
+def signed(network, config):
+    squared = munchausen(network, config)
+    def loss(params, target_params, batch, key, hyperparams):
+        output = squared(params, target_params, batch, key, {"tau": 1.0, "alpha": 0.0})
+        return output._replace(priority=-1.5 - 0 * output.priority)
+    return loss
+
+class Nan(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("w", lambda key: jnp.full((x.size, 2), jnp.nan))
+
 third = lambda key, q_values, frames, hyperparams: jnp.int32(2)
+nan = lambda config, num_actions: Nan()
+none = lambda rate: None
+bad_trunk = lambda config: nn.Sequential([lambda x: x.missing])
 wide = lambda config, num_actions: nn.Dense(num_actions + 1)
 """
 
@@ -252,6 +268,14 @@ def test_what_a_users_code_raises_is_one_sentence_with_its_place():
             {"loss": "broken:infinite"},
             {},
             "agent.loss is 'broken:infinite', and a first update on 4 transitions gives gradients that are not finite",
+        ),
+        ({"loss": "broken:signed"}, {}, "agent.loss is 'broken:signed', .* gives a priority of -1.5, below 0: correct it"),
+        ({}, {"head": "broken:nan"}, "network.head is 'broken:nan', .* gives .* initial parameters that are not finite and"),
+        ({"optimizer": "broken:none"}, {}, "agent.optimizer is 'broken:none', which makes a NoneType: make an optimizer"),
+        (
+            {},
+            {"trunk": "broken:bad_trunk", "head": "mine:noisy"},
+            "network.trunk is 'broken:bad_trunk', which fails at .*broken",
         ),
         ({"exploration": "broken:third"}, {}, "agent.exploration is 'broken:third', .* gives actions from 2 to 2: correct it"),
         ({}, {"head": "broken:wide"}, r"network.head is 'broken:wide', whose q_values have shape \(3,\): give one of each"),

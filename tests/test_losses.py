@@ -53,6 +53,10 @@ def test_the_numbers_of_a_name_are_leaves_of_the_state():
         assert {name: (float(x), x.dtype, x.weak_type) for name, x in numbers.items()} == {"delta": (delta, jnp.float32, False)}
         _, state = start(config_of(loss=spec))
         assert_bitwise(state.loss_hyperparams, numbers)
+    # A sweep gives the agent others than its config's.
+    config = AgentConfig(**SMALL, loss="huber")
+    swept = hyperparams_of(config)._replace(loss={"delta": jnp.float32(7)})
+    assert make_agent(ENV, NETWORK, config).init(KEY, hyperparams=swept).learner.loss_hyperparams["delta"] == 7
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,7 @@ def raises(_):
         (lambda output: output._replace(q_tm1=output.loss), "whose q_tm1 is float32[4]: make it float32[4, A]"),
         (lambda output: output._replace(loss=jnp.argmax(output.q_tm1, 1)), "whose loss is int32[4]: make it float32[4]"),
         (lambda output: output.loss, "gives something else than a LossOutput: return one"),
+        (lambda output: output._replace(info={"mine": 1.0, "episodes": 2}), "whose info names episodes, which others measure"),
         (raises, f"which fails at {__file__}:{raises.__code__.co_firstlineno + 1} with KeyError: 'tau'"),
         (lambda output: output._replace(loss=output.loss @ jnp.ones((3, 3))), "with TypeError: dot_general requires"),
     ],
@@ -156,6 +161,7 @@ def test_a_loss_of_the_wrong_shape_is_one_sentence(mine, change, words):
         ("hubert", "did you mean huber?"),
         ("huber:1:2", "which takes 1 (delta): leave out the rest"),
         ("squared:1", "which takes none: leave out the rest"),
+        ("huber:-1", "give numbers above 0"),
         ("json:dumps", "do not fit it"),
     ],
 )
@@ -163,3 +169,15 @@ def test_a_loss_that_does_not_exist_is_one_sentence(spec, words):
     message = refusal(lambda: make_agent(ENV, NETWORK, AgentConfig(**SMALL, loss=spec)))
     assert message.startswith(f"agent.loss is {spec!r}")
     assert words in message
+
+
+def test_a_loss_that_is_given_is_named_by_its_own_name():
+    message = refusal(lambda: make_agent(ENV, NETWORK, AgentConfig(**SMALL), loss=returning(lambda output: output.loss)))
+    assert message.endswith("returning.<locals>.maker', which gives something else than a LossOutput: return one")
+
+
+@pytest.mark.parametrize("numbers", [[1.0], {"delta": "one"}])
+def test_numbers_that_are_no_numbers_by_name(mine, numbers):
+    mine.odd = lambda network, config: make_loss(network, AgentConfig())
+    mine.odd.numbers = numbers
+    assert "whose attribute numbers is" in refusal(lambda: hyperparams_of(AgentConfig(loss="mine:odd")))

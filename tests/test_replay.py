@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dqn_jax.config import AgentConfig
 from dqn_jax.envs import make_env
 from dqn_jax.replay import (
     bytes_per_transition,
     clear,
+    make_memory,
     make_newest,
     make_uniform_replay,
     pack,
@@ -206,3 +208,11 @@ def test_a_cleared_ring_draws_what_came_after():
 def test_bytes_of_a_transition():
     # Ten bits are two bytes, twice; action, reward and discount four each.
     assert bytes_per_transition(EXAMPLE) == 2 * 2 + 3 * 4
+
+
+@pytest.mark.parametrize(("memory", "rewards"), [("newest", [[8, 9, 10, 11]] * 2), ("uniform", None)])
+def test_a_memory_by_its_name(memory, rewards):
+    made = make_memory(EXAMPLE, AgentConfig(memory=memory, replay_capacity=48, batch_size=4, learning_starts=4))
+    state = made.add(made.init(), transitions_of(range(12)))
+    drawn = [made.sample(jax.random.key(k), state).transitions.r_t.tolist() for k in range(2)]
+    assert drawn == rewards if rewards else drawn[0] != drawn[1]

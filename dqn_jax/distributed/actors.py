@@ -65,10 +65,11 @@ def epsilon_ladder(num_actors: int) -> np.ndarray:
 def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -> ActorHyperparams:
     """Of one actor that has taken `frames` frames in earlier lives."""
     numbers = hyperparams_of(config.agent).actor
+    numbers = numbers._replace(epsilon_first_frame=jnp.int32(-frames * config.actors.num_actors))
     if config.actors.exploration == "ladder":
         epsilon = jnp.float32(epsilon_ladder(config.actors.num_actors)[actor])
         return numbers._replace(epsilon_start=epsilon, epsilon_end=epsilon)
-    return numbers._replace(epsilon_first_frame=jnp.int32(-frames * config.actors.num_actors))
+    return numbers
 
 
 def make_env_of(config: ActorLearnerExperiment) -> Environment:
@@ -83,13 +84,13 @@ def make_job(config: ActorLearnerExperiment) -> Job:
     env = make_env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
     exploration = {
-        "ladder": make_exploration(config.agent, random=True),
+        "ladder": make_exploration(config.agent, give_way=True),
         "shared": make_exploration(config.agent),
         "none": NO_EXPLORATION,
     }[config.actors.exploration]
     actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors, exploration=exploration)
     learner = make_learner(network, config.agent)
-    _, actor_key, _ = keys_of(stream_key(config.seed))
+    _, actor_key, learner_key = keys_of(stream_key(config.seed))
 
     @jax.jit
     def init(stream: jax.Array, numbers: ActorHyperparams) -> ActorState:
@@ -104,14 +105,14 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         return jax.lax.scan(lambda state, _: step(state, params), state, length=config.acts_per_block)
 
     @jax.jit
-    def priorities(transitions: Transition, policy: Policy) -> jax.Array:
+    def priorities(transitions: Transition, policy: Policy, version: jax.Array) -> jax.Array:
         copy = Copy(policy.params, policy.params, policy.loss_hyperparams)
 
         def of_moment(transitions: Transition) -> jax.Array:
             ones = jnp.ones_like(transitions.r_t)
             sample = Sample(transitions, indices=ones, weights=ones, age=ones)
             # The compiler leaves out the gradient, which nobody reads.
-            return learner.grad(copy, sample, jax.random.key(0))[1]
+            return learner.grad(copy, sample, jax.random.fold_in(learner_key, version))[1]
 
         return jax.vmap(of_moment)(transitions)
 
@@ -126,7 +127,7 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         actor_state, policy = state
         policy = policy if order.params is None else order.params
         actor_state, (transitions, valid, infos) = (play if host is None else host.play)(actor_state, policy.params)
-        known = priorities(transitions, policy) if config.agent.memory == "prioritised" else None
+        known = priorities(transitions, policy, jnp.int32(order.version)) if config.agent.memory == "prioritised" else None
         return (actor_state, policy), Block(transitions, valid, known), reduce_info(infos)
 
     return Job(begin, work)

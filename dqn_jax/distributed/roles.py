@@ -8,7 +8,7 @@ Shapes: W workers.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +48,19 @@ class Worker(NamedTuple):
     """(state, server state) -> `agent.diagnose` of the server's parameters on this worker's experience."""
 
 
+class Apply(Protocol):
+    """`Server.apply`."""
+
+    def __call__(self, state: LearnerState, push: Params, lag: jax.Array | int = 0) -> tuple[LearnerState, jax.Array]:
+        """Returns the state, and whether the push was applied [] bool; lag [] int32 counts the updates that overtook it."""
+
+
 class Server(NamedTuple):
     """The server; its state is a LearnerState, whose updates are also the version of its parameters."""
 
     init: Callable[[Tree], LearnerState]
     """seed -> state."""
-    apply: Callable[..., tuple[LearnerState, jax.Array]]
-    """(state, push, lag=0) -> (state, whether it was applied [] bool); lag [] int32 counts the updates that overtook it."""
+    apply: Apply
 
 
 def make_worker(env: Environment, network: Network, config: AgentConfig, server: ServerConfig) -> Worker:
@@ -73,7 +79,12 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
     # The server owns the target: a worker's copy changes by pulling alone.
     config = dataclasses.replace(config, target_period=MAX_COUNT)
     if server.replay == "shared":
-        config = dataclasses.replace(config, replay_capacity=server.num_workers * config.replay_capacity)
+        frames = config.importance_anneal_frames
+        config = dataclasses.replace(
+            config,
+            replay_capacity=server.num_workers * config.replay_capacity,
+            importance_anneal_frames=None if frames is None else server.num_workers * frames,
+        )
     agent = make_agent(env, network, config)
     defaults = hyperparams_of(config)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import require
-from dqn_jax.lookup import check_like, function_of, is_users, lookup, record_of
+from dqn_jax.lookup import Found, check_like, function_of, is_users, lookup, record_of
 from dqn_jax.types import Params
 
 
@@ -129,16 +129,17 @@ def make_aggregator(spec: str) -> Aggregator:
     """
     argument = "federated.aggregator"
     found = lookup(argument, spec, AGGREGATORS, lambda found: callable(found) or isinstance(found, Aggregator))
-    if is_users(spec) and not isinstance(found.part, Aggregator):
-        function = function_of(argument, spec, found, 2)
+    if not is_users(spec):
+        return record_of(argument, spec, found, Aggregator)
+    own = found.part if isinstance(found.part, Aggregator) else from_function(function_of(argument, spec, found, 2))
+    guarded = function_of(argument, spec, Found(own.combine, ()), 2)
 
-        def checked(deltas: Params, weights: jax.Array) -> Params:
-            delta = function(deltas, weights)
-            check_like(argument, spec, delta, jax.tree.map(lambda x: x[0], deltas))
-            return delta
+    def combine(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+        delta = guarded(deltas, weights, axis_name=axis_name)
+        check_like(argument, spec, delta, jax.tree.map(lambda x: x[0], deltas))
+        return delta
 
-        return from_function(checked)
-    return record_of(argument, spec, found, Aggregator)
+    return own._replace(combine=combine)
 
 
 def from_function(function: Callable[[Params, jax.Array], Params]) -> Aggregator:

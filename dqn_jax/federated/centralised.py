@@ -28,10 +28,10 @@ _KEPT = ("loss", "epsilon", "episodes", "return_sum")
 
 def pooled(agent_config: AgentConfig, num_clients: int, batch_size: int) -> AgentConfig:
     """One client's config as that of an agent with all clients' environments and replay, its schedules in their frames."""
-    sizes = ("num_envs", "replay_capacity", "learning_starts", "epsilon_decay_frames")
-    return dataclasses.replace(
-        agent_config, batch_size=batch_size, **{name: num_clients * getattr(agent_config, name) for name in sizes}
-    )
+    sizes = ("num_envs", "replay_capacity", "learning_starts", "epsilon_decay_frames", "importance_anneal_frames")
+    given = {name: getattr(agent_config, name) for name in sizes}
+    larger = {name: num_clients * size for name, size in given.items() if size is not None}
+    return dataclasses.replace(agent_config, batch_size=batch_size, **larger)
 
 
 def make_centralised(

@@ -55,7 +55,7 @@ class FederatedConfig:
     """End a client's round early, once it has finished this many episodes; None counts steps alone."""
 
     heterogeneity: str = "cartpole-length"
-    """Named distribution of the clients' environment parameters; none gives all of them the same."""
+    """Distribution of the clients' environment parameters: a name, module:attribute, or none, the same for all."""
     heterogeneity_level: float = 1.0
     """Width of the training range: 1 is all of it, 0 puts every client at its middle."""
     env_seed: int = 0
@@ -83,7 +83,7 @@ class FederatedConfig:
     transforms: tuple[str, ...] = ()
     """Changes to an update before it is sent, in order: clip:NORM, int8, top-k:SHARE, or module:transform."""
     aggregator: str = "mean"
-    """How updates become one: mean, median, or module:function of (deltas, weights)."""
+    """How updates become one: mean, median, trimmed:SHARE, or module:function of (deltas, weights)."""
     weighting: str = "uniform"
     """Weight of a client: uniform, samples (frames of the round), episodes (of the round), or module:function of its report."""
     server_optimizer: str = "fedavg"
@@ -270,6 +270,11 @@ class FederatedExperiment:
             federated.algorithm != "fednova" or agent.max_grad_norm is None,
             f"federated.algorithm is 'fednova' and agent.max_grad_norm {agent.max_grad_norm}: clipping makes updates unequal, "
             "so leave it out",
+        )
+        require(
+            federated.algorithm != "fednova" or agent.learning_rate_decay_updates is None,
+            "federated.algorithm is 'fednova' and agent.learning_rate_decay_updates "
+            f"{agent.learning_rate_decay_updates}: a rate that falls makes updates unequal, so leave it out",
         )
         # One counter counts a client's frames, or everybody's where they are pooled; a chunk's are summed over all.
         pooled = federated.pooled_batch is not None

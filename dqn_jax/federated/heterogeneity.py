@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import InputError, Record
+from dqn_jax.config import InputError, Record, require
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.lookup import lookup, record_of
 from dqn_jax.mapping import ENVIRONMENTS, stream_key
@@ -103,7 +103,7 @@ def draw_envs(
 
     Args:
       env: the environment.
-      name: a name in DISTRIBUTIONS, or "none".
+      name: a name in DISTRIBUTIONS, "none", or a user's module:attribute.
       env_seed: [] which draw.
       num_clients: environments to train in.
       num_unseen: held-out environments inside, and as many beyond, the training range.
@@ -116,6 +116,10 @@ def draw_envs(
       InputError: for a distribution that is unknown or of another environment.
     """
     distribution = distribution_of(name, env.name)
+    unknown = [field for field in (distribution.ranges if distribution else ()) if not hasattr(env.params, field)]
+    require(
+        not unknown, f"federated.heterogeneity is {name!r}, and {env.name} has no parameter {', '.join(unknown)}: correct it"
+    )
 
     def one(key: jax.Array, low: float, high: float) -> EnvParams:
         if distribution is None:

@@ -106,9 +106,8 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             params = mean_of(learner.params, jnp.ones(len(keys)), axis_name)
         plans = stream_key(seed, PLANS)
         return FederatedState(
-            server=init_server(
-                config, parts.server_rule, params, jax.tree.map(lambda x: jnp.zeros_like(x[0]), learner.opt_state)
-            ),
+            # No optimizer has taken a step, so any client's state will do.
+            server=init_server(config, parts.server_rule, params, jax.tree.map(lambda x: x[0], learner.opt_state)),
             clients=clients,
             participation=participation.init(jax.random.fold_in(plans, np.uint32(2**32 - 1))),
             stream=plans,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dqn_jax.config import require
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.lookup import function_of, lookup
 from dqn_jax.types import Params, Tree
@@ -51,7 +52,18 @@ def make_server_rule(spec: str) -> ServerRule:
     Raises:
       InputError: for a name without meaning.
     """
-    return function_of("federated.server_optimizer", spec, lookup("federated.server_optimizer", spec, SERVER_RULES), 1)
+    argument = "federated.server_optimizer"
+    rule = function_of(argument, spec, lookup(argument, spec, SERVER_RULES), 1)
+
+    def checked(rate: jax.Array) -> optax.GradientTransformation:
+        made = rule(rate)
+        require(
+            isinstance(made, optax.GradientTransformation),
+            f"{argument} is {spec!r}, which makes a {type(made).__name__}: make an optimizer of optax",
+        )
+        return made
+
+    return checked
 
 
 def init_server(config: FederatedConfig, rule: ServerRule, params: Params, opt_state: optax.OptState) -> ServerState:

@@ -17,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from dqn_jax.config import InputError
-from dqn_jax.lookup import Found, function_of, is_users, lookup, record_of
+from dqn_jax.lookup import Found, check_like, function_of, is_users, lookup, record_of
 from dqn_jax.types import Params, Tree
 
 
@@ -215,8 +215,12 @@ def _make_transform(spec: str) -> Transform:
     transform = record_of(argument, spec, found, Transform)
     if not is_users(spec):
         return transform
-    guarded = {name: function_of(argument, spec, Found(getattr(transform, name), ()), n) for name, n in _ARGUMENTS.items()}
-    return transform._replace(**guarded)
+    names = {"init": 1, "update": 3, "payload": 1} | ({"compress": 2} if transform.compress else {})
+    guarded = {name: function_of(argument, spec, Found(getattr(transform, name), ()), n) for name, n in names.items()}
 
+    def update(key: jax.Array, state: Tree, delta: Params) -> tuple[Tree, Params]:
+        state, sent = guarded["update"](key, state, delta)
+        check_like(argument, spec, sent, delta)
+        return state, sent
 
-_ARGUMENTS = {"init": 1, "update": 3, "payload": 1}
+    return transform._replace(**guarded | {"update": update})

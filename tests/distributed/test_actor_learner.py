@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from dqn_jax.distributed.actors import Block, Policy, actor_hyperparams, epsilon
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment
 from dqn_jax.distributed.engines.post import Order
 from dqn_jax.learner import make_learner
+from dqn_jax.losses import LossOutput
 from dqn_jax.mapping import stream_key
 from dqn_jax.types import Sample, Transition
 
@@ -113,6 +116,19 @@ def test_shared_exploration_goes_on_where_the_frames_of_all_are():
     np.testing.assert_allclose(actor.choose(state, NETWORK.init(jax.random.key(0))).epsilon, 0.6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("exploration", "greedy"), [("none", True), ("shared", False)])
+def test_without_exploration_actors_are_greedy(exploration, greedy):
+    """Of a rule that is epsilon-greedy with epsilon 1; a network that has noise explores by itself."""
+    config = changed(agent={"epsilon_end": 1.0}, actors={"exploration": exploration})
+    job = job_of(config)
+    sent = order()
+    _, block, info = job.work(job.begin(sent), sent)
+    obs = np.asarray(block.transitions.s_tm1).reshape(-1, 4)
+    best = np.argmax(jax.vmap(lambda obs: NETWORK.apply(sent.params.params, obs, None).q_values)(obs), axis=1)
+    assert (best == np.asarray(block.transitions.a_tm1).reshape(-1)).all() == greedy
+    assert info["epsilon"] == (0.0 if greedy else 1.0)
+
+
 def test_samples_per_insert_are_exact():
     state, info, _ = run_of()
     # An update on 16 transitions for each 4 frames.
@@ -194,6 +210,26 @@ def test_first_priorities_are_of_the_newest_parameters():
     np.testing.assert_array_equal(block.transitions.a_tm1, by_new.transitions.a_tm1)
     by_old = job.work(job.begin(order(params=old)), order(params=old))[1]
     assert np.abs(by_old.priorities[0] - by_new.priorities[0]).max() > 0.01
+
+
+def test_first_priorities_are_of_the_numbers_that_were_sent(monkeypatch):
+    def scaled(network, config):
+        def loss(params, target_params, batch, key, hyperparams):
+            q_tm1 = jax.vmap(lambda obs: network.apply(params, obs, key).q_values)(batch.s_tm1)
+            return LossOutput(q_tm1[:, 0], jnp.full(len(batch.r_t), hyperparams["scale"]), q_tm1)
+
+        return loss
+
+    scaled.numbers = {"scale": 3.0}
+    module = types.ModuleType("own_losses")
+    module.scaled = scaled
+    monkeypatch.setitem(sys.modules, "own_losses", module)
+    config = changed(agent=PRIORITISED | {"loss": "own_losses:scaled"})
+    job = make_job(config)
+    params = NETWORK.init(jax.random.key(0))
+    sent = Order(0, 0, 0, Policy(params, {"scale": jnp.float32(5)}))
+    _, block, _ = job.work(job.begin(sent), sent)
+    assert np.unique(block.priorities).tolist() == [5.0]
 
 
 def test_first_priorities_reach_the_tree():

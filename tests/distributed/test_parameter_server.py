@@ -22,7 +22,7 @@ from dqn_jax.distributed.roles import lag_info, make_server, make_worker
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import PLANS, stream_key
 from dqn_jax.networks import Network, make_network
-from dqn_jax.replay import ReplayState
+from dqn_jax.replay import ReplayState, make_prioritised_replay
 from dqn_jax.types import Clock
 from dqn_jax.virtual_time import SERVICE_TIMES
 
@@ -592,3 +592,43 @@ def test_a_shared_prioritised_memory_keeps_its_exponents(mode):
     stored = int(state.workers.replay.added.count)
     masses = np.asarray(priorities.tree[0]).reshape(-1)
     assert masses[: stored + 1].tolist() == [1.0] * stored + [0.0]
+
+
+def test_a_server_of_deltas_keeps_its_rate_of_1():
+    """The workers' learning rate falls; the server descends by all of what they push."""
+    agent_config = dataclasses.replace(SMALL, learning_rate_decay_updates=2)
+    server = make_server(ONE_NUMBER, agent_config, ServerConfig(push="delta"))
+    state = server.init(0)
+    for step in range(4):
+        state, _ = server.apply(state, {"trunk": {}, "head": jnp.float32(0.5)})
+        assert state.params["head"] == -0.5 * (step + 1)
+
+
+def test_a_pull_brings_the_numbers_of_the_loss():
+    agent_config = dataclasses.replace(SMALL, loss="huber")
+    worker = make_worker(ENV, NETWORK, agent_config, ServerConfig())
+    server = make_server(NETWORK, agent_config, ServerConfig()).init(0)
+    server = server.replace(loss_hyperparams={"delta": jnp.float32(0.125)})
+    one = worker.init(0, 1, server)
+    assert one.learner.loss_hyperparams["delta"] == 0.125
+    later = server.replace(loss_hyperparams={"delta": jnp.float32(0.25)})
+    assert worker.pull(one, later, False).learner.loss_hyperparams["delta"] == 0.125
+    assert worker.pull(one, later, True).learner.loss_hyperparams["delta"] == 0.25
+
+
+def test_a_shared_memory_anneals_by_the_frames_of_all():
+    """As many frames of each worker, whether they share a memory or not."""
+    agent_config = dataclasses.replace(
+        SMALL, memory="prioritised", n_step=1, importance_exponent=0.5, importance_anneal_frames=2 * SMALL.learning_starts
+    )
+    frames = []
+
+    def watched(*args):
+        frames.append(args[4])
+        return make_prioritised_replay(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dqn_jax.replay.make_prioritised_replay", watched)
+        for replay in ("local", "shared"):
+            make_worker(ENV, NETWORK, agent_config, ServerConfig(num_workers=3, replay=replay, mode="barrier"))
+    assert frames == [2 * SMALL.learning_starts, 3 * 2 * SMALL.learning_starts]

@@ -84,6 +84,10 @@ COMBINATIONS = [
         )
         for backend in ("in-process", "threads", "ray")
     ),
+    (
+        lambda: experiment({"push": "delta"}, {"learning_rate_decay_updates": 9}, backend="threads", **WORKERS),
+        "agent.learning_rate_decay_updates is 9 with server.push 'delta' and backend 'threads': .* leave it out",
+    ),
     *(
         (
             lambda mode=mode: experiment({"mode": mode}, {"memory": "prioritised"}),

@@ -11,6 +11,7 @@ import scipy.stats
 from federated.helpers import jit_in_a_hurry, refusal
 from laws.common import assert_close, assert_differs
 
+from dqn_jax.config import InputError
 from dqn_jax.federated import aggregation
 from dqn_jax.federated.aggregation import Aggregator, Report, from_function, make_aggregator, make_weighting, mean_of, median_of
 from dqn_jax.mapping import over, place
@@ -158,7 +159,7 @@ def test_aggregators_by_name(monkeypatch):
     # It may not be able to leave anybody out, so a client that is not finite must end the run.
     assert not function.leaves_out_non_finite
     assert_close(function.combine(updates(), weights), in_order(updates(), weights))
-    assert make_aggregator("own_aggregators:aggregator") is module.aggregator
+    assert make_aggregator("own_aggregators:aggregator").leaves_out_non_finite
 
 
 def report(**numbers):
@@ -180,6 +181,9 @@ def test_weightings_by_hand(monkeypatch):
     module.mean_return = lambda report: report.return_sum / report.episodes
     monkeypatch.setitem(sys.modules, "own_weightings", module)
     np.testing.assert_allclose(make_weighting("own_weightings:mean_return")(report()), 70 / 3, rtol=1e-6)
+    module.power = lambda report, exponent=1.0: report.updates**exponent
+    assert make_weighting("own_weightings:power:2")(report()) == 100
+    assert make_weighting("own_weightings:power")(report()) == 10
 
 
 @pytest.mark.parametrize(
@@ -226,3 +230,16 @@ def test_a_users_own_must_keep_the_shapes(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_aggregators", module)
     message = refusal(lambda: make_aggregator("own_aggregators:stacked").combine(updates(), np.ones(8, np.float32)))
     assert message == "federated.aggregator is 'own_aggregators:stacked', and its['b'] has shape (8,): give ()"
+
+
+def test_a_users_record_is_blamed_and_checked_too(monkeypatch):
+    module = types.ModuleType("own_aggregators")
+    module.fails = Aggregator(lambda deltas, weights, axis_name=None: deltas["missing"], leaves_out_non_finite=True)
+    module.stacked = Aggregator(lambda deltas, weights, axis_name=None: deltas)
+    monkeypatch.setitem(sys.modules, "own_aggregators", module)
+    fails = make_aggregator("own_aggregators:fails")
+    assert fails.leaves_out_non_finite
+    with pytest.raises(InputError, match=f"^federated.aggregator is 'own_aggregators:fails', which fails at {__file__}:"):
+        fails.combine(updates(), np.ones(8, np.float32))
+    with pytest.raises(InputError, match="has shape"):
+        make_aggregator("own_aggregators:stacked").combine(updates(), np.ones(8, np.float32))

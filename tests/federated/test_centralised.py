@@ -157,13 +157,14 @@ def test_counts_by_hand(rounds):
 
 
 def test_its_sizes_are_those_of_all_clients():
-    client = dataclasses.replace(STEADY, epsilon_decay_frames=700, n_step=3)
+    client = dataclasses.replace(STEADY, epsilon_decay_frames=700, n_step=3, importance_anneal_frames=300)
     whole = pooled(client, 5, batch_size=40)
     expected = {
         "num_envs": 5 * 8,
         "replay_capacity": 5 * 512,
         "learning_starts": 5 * 64,
         "epsilon_decay_frames": 5 * 700,
+        "importance_anneal_frames": 5 * 300,
         "batch_size": 40,
     }
     assert dataclasses.asdict(whole) == dataclasses.asdict(client) | expected

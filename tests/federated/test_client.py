@@ -171,6 +171,25 @@ def test_scaffold_controls_stay_together_when_a_client_breaks():
     np.testing.assert_allclose(state.server.control["w"], state.clients.control["w"].mean(), rtol=1e-5)
 
 
+def test_a_client_that_broke_begins_as_the_optimizer_does():
+    """Client 1's second step breaks; in the next round it steps as with sums of squares of 0.1, not of 0."""
+    config = config_of(num_clients=2, local_steps=1)
+    agent_config = dataclasses.replace(SGD, optimizer="adagrad")
+    weights, _, infos = quadratic(config, 3, poison={1: 1}, agent_config=agent_config)
+    assert infos["left_out"].tolist() == [0, 1, 0]
+    slopes = (lambda w: w - 1), (lambda w: 1.5 * (w - 3))
+    squares = [0.1, 0.1]
+
+    def step(client, w):
+        squares[client] += slopes[client](w) ** 2
+        return w - RATE * slopes[client](w) / np.sqrt(squares[client])
+
+    first = (step(0, 0.0) + step(1, 0.0)) / 2
+    second = step(0, first)
+    squares[1] = 0.1
+    np.testing.assert_allclose(weights, [first, second, (step(0, second) + step(1, second)) / 2], rtol=1e-5)
+
+
 def test_moments_that_are_reset_begin_as_the_optimizer_does():
     """Adagrad's sums of squares begin at 0.1 in optax: from zeros every first step of a round would be of length 0.1."""
     agent_config = dataclasses.replace(SGD, optimizer="adagrad")

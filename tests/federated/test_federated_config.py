@@ -225,6 +225,10 @@ COMBINATIONS = [
         ("federated.algorithm is 'fednova'", "agent.max_grad_norm 10.0", "leave it out"),
     ),
     (
+        lambda: experiment(NOVA, dataclasses.replace(SGD, learning_rate_decay_updates=10)),
+        ("federated.algorithm is 'fednova'", "agent.learning_rate_decay_updates 10", "leave it out"),
+    ),
+    (
         lambda: FederatedConfig(pooled_batch=12),
         ("federated.pooled_batch is 12", "8", "make it a multiple"),
     ),

@@ -204,5 +204,8 @@ def test_a_users_own_distribution(monkeypatch):
     # What does not vary is the environment's own.
     assert (envs.seen.length == env.params.length).all()
     assert varied_fields(envs.seen, "own_distributions:heavy:3:4")[0].keys() == {"masscart"}
+    module.misspelt = Distribution("CartPole-v1", {"masscrt": (1.0, 2.0)})
+    message = refusal(lambda: draw_envs(env, "own_distributions:misspelt", 0, 2, 2))
+    assert message.endswith("and CartPole-v1 has no parameter masscrt: correct it")
     message = refusal(lambda: draw_envs(make_env("Acrobot-v1"), "own_distributions:heavy", 0, 2, 2))
     assert "which is for CartPole-v1, and env is 'Acrobot-v1'" in message

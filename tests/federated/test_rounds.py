@@ -165,6 +165,14 @@ def test_averaged_moments_by_hand():
     assert int(adam.count) == 3
 
 
+def test_averaged_moments_begin_as_the_optimizer_does():
+    """Adagrad's sum of squares is 0.1 in optax before the first step: 0 + 0.1 g / sqrt(0.1 + g^2), of two clients."""
+    config = config_of(num_clients=2, local_steps=1, merge={"moments": "average"})
+    weights, _, _ = quadratic(config, 1, agent_config=dataclasses.replace(SGD, optimizer="adagrad"))
+    gradients = -SLOPES[:2] * CENTRES[:2]
+    np.testing.assert_allclose(weights, [(-RATE * gradients / np.sqrt(0.1 + gradients**2)).mean()], rtol=1e-5)
+
+
 def test_averaged_targets_by_hand():
     """Copied after every third update: so after the first of the second round, from where that round began."""
     config = config_of(num_clients=2, local_steps=2, merge={"target": "average"})

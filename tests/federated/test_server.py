@@ -163,6 +163,16 @@ def test_a_users_own_rule(monkeypatch):
     np.testing.assert_allclose(after.params, [1.125, 1.875], rtol=1e-6)
 
 
+def test_numbers_of_a_users_rule_follow_the_learning_rate(monkeypatch):
+    own = types.ModuleType("own_rules")
+    own.scaled = lambda rate, factor=1.0: optax.sgd(rate * factor)
+    monkeypatch.setitem(sys.modules, "own_rules", own)
+    for spec, moved in (("own_rules:scaled", 0.5), ("own_rules:scaled:4", 2.0)):
+        rule = make_server_rule(spec)
+        state = init_server(FederatedConfig(server_learning_rate=0.5), rule, np.float32([0]), ())
+        np.testing.assert_allclose(apply_delta(rule, state, np.float32([1])).params, [moved])
+
+
 @pytest.mark.parametrize(
     ("spec", "remedy"),
     [
@@ -178,3 +188,11 @@ def test_bad_names_are_refused(spec, remedy):
     message = refusal(lambda: make_server_rule(spec))
     assert message.startswith(f"federated.server_optimizer is {spec!r}")
     assert message.endswith(remedy)
+
+
+def test_a_rule_that_makes_no_optimizer_is_refused(monkeypatch):
+    own = types.ModuleType("own_rules")
+    own.nothing = lambda rate: None
+    monkeypatch.setitem(sys.modules, "own_rules", own)
+    message = refusal(lambda: make_server_rule("own_rules:nothing")(np.float32(1)))
+    assert message == "federated.server_optimizer is 'own_rules:nothing', which makes a NoneType: make an optimizer of optax"

@@ -1,5 +1,6 @@
 """Each transform equals numbers worked by hand and a plain numpy version of itself, loses nothing, and is billed as sent."""
 
+import re
 import sys
 import types
 
@@ -11,6 +12,7 @@ import pytest
 from federated.helpers import jit_in_a_hurry, refusal
 from laws.common import assert_bitwise, assert_close
 
+from dqn_jax.config import InputError
 from dqn_jax.federated.transforms import (
     Payload,
     Transform,
@@ -326,6 +328,26 @@ def test_a_users_own_transform_by_name(monkeypatch):
     assert float(sent) == 0.75
 
 
+def test_a_users_own_transform_is_made_of_its_numbers_and_blamed_for_what_it_raises(monkeypatch):
+    def scaled(factor=2.0):
+        def update(key, state, delta):
+            return state, delta["missing"] if factor == 0 else jax.tree.map(lambda x: factor * x, delta)
+
+        return Transform(lambda params: (), update, lambda before: before)
+
+    module = types.ModuleType("own_transforms")
+    module.scaled = scaled
+    monkeypatch.setitem(sys.modules, "own_transforms", module)
+    for spec, expected in (("own_transforms:scaled", 2.0), ("own_transforms:scaled:3", 3.0)):
+        own = make_transforms((spec,))
+        _, sent = own.update(KEY, own.init({}), {"w": np.float32(1)})
+        assert float(sent["w"]) == expected
+    broken = make_transforms(("own_transforms:scaled:0",))
+    place = f"federated.transforms is 'own_transforms:scaled:0', which fails at {__file__}:"
+    with pytest.raises(InputError, match=f"^{re.escape(place)}"):
+        broken.update(KEY, broken.init({}), {"w": np.float32(1)})
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -352,3 +374,12 @@ def test_bad_specs_are_refused(spec, words):
     message = refusal(lambda: make_transforms(("int8", spec)))
     assert message.startswith("federated.transforms ")
     assert [word for word in words if word not in message] == []
+
+
+def test_a_users_transform_keeps_the_shapes(monkeypatch):
+    module = types.ModuleType("own_transforms")
+    module.mean = Transform(lambda params: (), lambda key, state, delta: (state, jax.tree.map(jnp.mean, delta)), lambda x: x)
+    monkeypatch.setitem(sys.modules, "own_transforms", module)
+    own = make_transforms(("own_transforms:mean",))
+    message = refusal(lambda: own.update(KEY, own.init({}), {"w": np.ones(3, np.float32)}))
+    assert message == "federated.transforms is 'own_transforms:mean', and its['w'] has shape (): give (3,)"
