@@ -416,7 +416,11 @@ def test_any_optimizer_of_optax_by_its_name(name, rule):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("adamm", "did you mean adam?"), ("adam:1", "do not fit it"), ("chain", "has no meaning here")],
+    [
+        ("adamm", "did you mean adam?"),
+        ("adam:1", "do not fit it"),
+        *((name, "has no meaning here") for name in ("chain", "lbfgs", "rprop", "scale_by_rprop")),
+    ],
 )
 def test_optimizers_that_do_not_exist(name, words):
     with pytest.raises(InputError, match=r"^agent\.optimizer is .*" + re.escape(words)):

@@ -137,16 +137,25 @@ def test_a_dueling_head_by_hand():
 
 @pytest.mark.parametrize(("trunk", "obs_shape"), [("mlp", (4,)), ("conv", IMAGE)])
 def test_layer_normalisation_is_before_every_relu(trunk, obs_shape):
-    """Features do not change when an observation's layers are scaled, and every layer has a scale and a bias."""
+    """Each layer minus its mean, over its standard deviation, by a scale and a bias of its own, then cut at 0."""
     network = make_network(NetworkConfig(trunk=trunk, hidden_sizes=TINY, channels=4, layer_norm=True), obs_shape, 3)
-    params = network.init(KEY)
-    layers = 2 + (trunk == "conv")
-    assert sum("LayerNorm" in name for name in shapes(params)) == 2 * layers
-    obs = jax.random.normal(jax.random.key(1), obs_shape)
-    # Biases are 0 at first, so a layer of ten times the weights is ten times as large before it is normalised.
-    scaled = jax.tree.map(lambda x: 10 * x, {k: v for k, v in params["trunk"].items() if "LayerNorm" not in k})
-    scaled = {"trunk": params["trunk"] | scaled, "head": params["head"]}
-    np.testing.assert_allclose(q_values(network, scaled, obs), q_values(network, params, obs), rtol=1e-3, atol=1e-5)
+    noise = iter(jax.random.split(jax.random.key(1), 100))
+    params = jax.tree.map(lambda x: np.asarray(x + 0.3 * jax.random.normal(next(noise), x.shape)), network.init(KEY))
+    obs = np.asarray(jax.random.normal(jax.random.key(2), obs_shape))
+    norms = iter(range(3))
+
+    def activate(x):
+        own = params["trunk"][f"LayerNorm_{next(norms)}"]
+        scaled = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+        return np.maximum(scaled * own["scale"] + own["bias"], 0)
+
+    hidden = obs
+    if trunk == "conv":
+        windows = [obs[i : i + 4, j : j + 3] for i in range(3) for j in range(3)]
+        hidden = activate(dense(params["trunk"]["conv"], np.concatenate(windows, axis=-1))).reshape(-1)
+    for layer in ("Dense_0", "Dense_1"):
+        hidden = activate(dense(params["trunk"][layer], hidden))
+    np.testing.assert_allclose(q_values(network, params, obs), dense(params["head"], hidden), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
