@@ -58,6 +58,16 @@ def check_names(section: str, config: Any, *names: str) -> None:
         require(isinstance(value, str), f"{section}{name} is {value!r}: give the name of a part, as a string")
 
 
+def check_texts(section: str, config: Any, *names: str) -> None:
+    """Each named field is a tuple of strings; else InputError."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            isinstance(value, tuple) and all(isinstance(text, str) for text in value),
+            f"{section}{name} is {value!r}: give a tuple of strings, even of one",
+        )
+
+
 def check_whole(section: str, config: Any, *names: str, least: int = 1) -> None:
     """Each named field is a whole number from `least` to what an int32 counter can hold; else InputError."""
     for name in names:
@@ -265,7 +275,9 @@ class ExperimentConfig:
     """One training run: an environment, an agent, how many seeds on how many devices, and for how long."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment with discrete actions."""
+    """A gymnax environment with discrete actions, or a user's module:function."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of what makes the environment, such as size=12."""
     max_episode_steps: int | None = None
     """Time limit of an episode; None keeps the environment's own."""
     num_devices: int | None = None
@@ -289,6 +301,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "run_dir", Path(self.run_dir))
         check_choices("", self)
+        check_names("", self, "env")
+        check_texts("", self, "env_kwargs")
         check_whole("", self, "num_seeds", "total_frames")
         check_whole("", self, "seed", least=0)
         check_whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))

@@ -215,3 +215,9 @@ def test_a_run_dir_given_as_a_string_is_refused_or_made_a_path():
         assert "run_dir is" in result
     else:
         assert result.run_dir / "config.json" == Path("runs/x/config.json")
+
+
+@pytest.mark.parametrize("kwargs", ["size=3", ["size=3"], ("size=3", 4), None])
+def test_arguments_of_an_environment_are_a_tuple_of_texts(kwargs):
+    with pytest.raises(InputError, match=r"^env_kwargs is .*: give a tuple of strings, even of one$"):
+        ExperimentConfig(env_kwargs=kwargs)

@@ -49,19 +49,21 @@ AGENTS = {
     "munchausen and noise": (
         {"loss": "mine:munchausen:0.05", "exploration": "greedy", "optimizer": "mine:careful:0.01", "memory": "prioritised"},
         {"head": "mine:noisy", "trunk": "mine:tanh:8"},
+        {},
     ),
     "c51": (
         {"loss": "mine:c51_loss", "exploration": "mine:cooling:2:100", "optimizer": "lion:0.8", "memory": "newest"},
         {"head": "mine:c51", "hidden_sizes": (8,)},
+        {"env": "mine:corridor", "env_kwargs": ("length=5",)},
     ),
 }
 WORKERS = {"num_seeds": 1, "num_devices": 1}
 
 
-def experiment(kind, agent, network):
+def experiment(kind, agent, network, env=None):
     """The smallest experiment of a way of training, and what makes its driver."""
     fields = {
-        "env": "CartPole-v1",
+        **(env or {}),
         "agent": AgentConfig(**SMALL, **agent),
         "network": NetworkConfig(**network),
     }
@@ -75,6 +77,7 @@ def experiment(kind, agent, network):
             local_steps=2,
             unseen_envs=1,
             aggregator="mine:short:0.5",
+            heterogeneity="range:slip:0.0:0.4" if env else "cartpole-length",
             transforms=("mine:gaussian:0.01",),
         )
         runner = RunnerConfig(log_every=1, eval_every=1, eval_episodes=32)
@@ -121,8 +124,9 @@ def test_in_every_way_of_training(kind, agent):
     assert np.isfinite(info["loss"]).all()
     changed = [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     assert all(changed)
-    returns, _ = evaluator.play(jax.random.split(KEY, 1), driver.params(state))
-    assert np.isfinite(returns).all()
+    if kind == "data_parallel":
+        returns, _ = evaluator.play(jax.random.split(KEY, 1), driver.params(state))
+        assert np.isfinite(returns).all()
 
 
 ENV = make_env("CartPole-v1")

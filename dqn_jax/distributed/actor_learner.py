@@ -24,7 +24,7 @@ from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.crew import Crew
 from dqn_jax.distributed.engines.post import Engine, Lost, Report
 from dqn_jax.distributed.roles import lag_info
-from dqn_jax.envs import Environment
+from dqn_jax.envs import Environment, is_host
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.mapping import check_replicas, local_devices, names_of, over, place, row, stream_key
 from dqn_jax.networks import Network, make_network
@@ -117,7 +117,7 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
     """
     env = make_env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
-    if not host_envs.is_host(config.env):
+    if not is_host(config.env):
         try_users_parts(env, network, config.agent, config.network)
     devices = local_devices(config.num_devices)
     hub = _Hub(config, engine, make_learner_side(config, env, network, devices))
@@ -135,7 +135,7 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
         lockstep=False,
         close=engine.close,
     )
-    if host_envs.is_host(config.env):
+    if is_host(config.env):
         return driver, host_envs.make_evaluator(config)
     return driver, evaluator_of(config, env, network)
 

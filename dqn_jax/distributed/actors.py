@@ -17,7 +17,7 @@ from dqn_jax.distributed import host_envs
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.post import Job, Order
 from dqn_jax.distributed.roles import Copy
-from dqn_jax.envs import Environment, make_env
+from dqn_jax.envs import Environment, env_of, is_host
 from dqn_jax.exploration import NO_EXPLORATION, make_exploration
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
@@ -74,9 +74,9 @@ def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -
 
 def make_env_of(config: ActorLearnerExperiment) -> Environment:
     """The environment of an experiment; one of the host can only be described here."""
-    if host_envs.is_host(config.env):
-        return host_envs.describe(config.env, config.max_episode_steps)
-    return make_env(config.env, config.max_episode_steps)
+    if is_host(config.env):
+        return host_envs.describe(config.env, config.max_episode_steps, config.env_kwargs)
+    return env_of(config)
 
 
 def make_job(config: ActorLearnerExperiment) -> Job:
@@ -116,7 +116,7 @@ def make_job(config: ActorLearnerExperiment) -> Job:
 
         return jax.vmap(of_moment)(transitions)
 
-    host = host_envs.make_actor(config, actor) if host_envs.is_host(config.env) else None
+    host = host_envs.make_actor(config, actor) if is_host(config.env) else None
 
     def begin(order: Order) -> tuple[Tree, Policy]:
         numbers = actor_hyperparams(config, order.stream % config.actors.num_actors, order.frames)

@@ -16,7 +16,7 @@ import numpy as np
 
 from dqn_jax.agent import AgentState, make_agent, make_chunk, not_finite, reduce_info
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError
-from dqn_jax.envs import Environment, make_env
+from dqn_jax.envs import Environment, env_of
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.mapping import (
     check_replicas,
@@ -133,7 +133,7 @@ def from_config(config: ExperimentConfig) -> tuple[Driver, Evaluator]:
     Raises:
       InputError: for an environment, a number of devices or sizes that cannot be used.
     """
-    env = make_env(config.env, config.max_episode_steps)
+    env = env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
     try_users_parts(env, network, config.agent, config.network)
     driver = make_data_parallel(

@@ -5,7 +5,7 @@
 Shapes: E environments, T environment steps in a block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,10 @@ import numpy as np
 from dqn_jax.actor import Actor, ActorState
 from dqn_jax.config import InputError, Record
 from dqn_jax.distributed.config import ActorLearnerExperiment
-from dqn_jax.envs import Environment, TimeStep
+from dqn_jax.envs import HOST_PREFIX, Environment, TimeStep, parse_kwargs
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.networks import make_network
 from dqn_jax.types import Params
-
-_PREFIX = "gymnasium:"
 
 
 class HostActor(NamedTuple):
@@ -32,12 +30,7 @@ class HostActor(NamedTuple):
     """(state, params) -> (state, (transitions [T, E, ...], valid [T], infos [T])): a block."""
 
 
-def is_host(name: str) -> bool:
-    """Whether an environment's name is one of Gymnasium."""
-    return name.startswith(_PREFIX)
-
-
-def make_envs(name: str, max_episode_steps: int | None, num_envs: int) -> Any:
+def make_envs(name: str, max_episode_steps: int | None, num_envs: int, kwargs: Sequence[str] = ()) -> Any:
     """E copies that reset themselves in the step that ends an episode.
 
     Raises:
@@ -47,24 +40,25 @@ def make_envs(name: str, max_episode_steps: int | None, num_envs: int) -> Any:
         import gymnasium
     except ImportError:
         raise InputError(f"env is {name!r}, and Gymnasium is not installed: pip install 'dqn-jax[gymnasium]'") from None
-    kind = name.removeprefix(_PREFIX)
+    kind = name.removeprefix(HOST_PREFIX)
+    arguments: dict[str, Any] = {"max_episode_steps": max_episode_steps, **parse_kwargs(kwargs)}
     try:
         return gymnasium.vector.SyncVectorEnv(
-            [lambda: gymnasium.make(kind, max_episode_steps=max_episode_steps)] * num_envs,
+            [lambda: gymnasium.make(kind, **arguments)] * num_envs,
             autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
         )
-    except (gymnasium.error.Error, ImportError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise InputError(f"env is {name!r}, which Gymnasium cannot make: {str(error).splitlines()[0]}") from None
 
 
-def describe(name: str, max_episode_steps: int | None) -> Environment:
+def describe(name: str, max_episode_steps: int | None, kwargs: Sequence[str] = ()) -> Environment:
     """Shapes and actions of an environment of the host. It cannot be stepped inside a program.
 
     Raises:
       InputError: where Gymnasium cannot make it, its actions are not discrete, its observations are not one array, or it has
         no time limit.
     """
-    envs = make_envs(name, max_episode_steps, 1)
+    envs = make_envs(name, max_episode_steps, 1, kwargs)
     observations, actions, spec = envs.single_observation_space, envs.single_action_space, envs.envs[0].spec
     envs.close()
     if not hasattr(actions, "n") or actions.start != 0:
@@ -89,7 +83,7 @@ def make_actor(config: ActorLearnerExperiment, actor: Actor) -> HostActor:
     choose, record = jax.jit(actor.choose), jax.jit(actor.record)
 
     def begin(state: ActorState, stream: int) -> Any:
-        envs = make_envs(config.env, config.max_episode_steps, config.envs_per_actor)
+        envs = make_envs(config.env, config.max_episode_steps, config.envs_per_actor, config.env_kwargs)
         first = stream * config.envs_per_actor
         obs, _ = envs.reset(seed=[env_seed(config.seed, first + env) for env in range(config.envs_per_actor)])
         return state.replace(obs=jnp.asarray(obs, jnp.float32)), envs
@@ -131,7 +125,7 @@ def final_observations(obs: np.ndarray, info: Record) -> np.ndarray:
 
 def make_evaluator(config: ActorLearnerExperiment) -> Evaluator:
     """Greedy evaluation on the host: the first episode of each environment, once, to its end."""
-    env = describe(config.env, config.max_episode_steps)
+    env = describe(config.env, config.max_episode_steps, config.env_kwargs)
     network = make_network(config.network, env.obs_shape, env.num_actions)
     episodes = config.runner.eval_episodes
 
@@ -140,7 +134,7 @@ def make_evaluator(config: ActorLearnerExperiment) -> Evaluator:
         return jnp.argmax(jax.vmap(lambda obs: network.apply(params, obs, None).q_values)(obs), axis=1)
 
     def play(keys: jax.Array, params: Params) -> tuple[np.ndarray, np.ndarray]:
-        envs = make_envs(config.env, config.max_episode_steps, episodes)
+        envs = make_envs(config.env, config.max_episode_steps, episodes, config.env_kwargs)
         first = int(jax.random.randint(keys[0], (), 0, 2**30))
         obs, _ = envs.reset(seed=[first + episode for episode in range(episodes)])
         one = jax.tree.map(lambda x: x[0], params)

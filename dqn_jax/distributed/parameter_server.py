@@ -22,7 +22,7 @@ from dqn_jax.agent import AgentState, not_finite, reduce_info
 from dqn_jax.config import AgentConfig, InputError
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
 from dqn_jax.distributed.roles import Server, Worker, lag_info, make_server, make_worker, may_start, pulls
-from dqn_jax.envs import Environment, make_env
+from dqn_jax.envs import Environment, env_of
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
 from dqn_jax.mapping import PLANS, devices_for, lane, lane_axes, names_of, over, place, stream_key
@@ -275,7 +275,7 @@ def from_config(config: ServerExperiment) -> tuple[Driver, Evaluator]:
     Raises:
       InputError: for an environment, a number of devices or sizes that cannot be used.
     """
-    env = make_env(config.env, config.max_episode_steps)
+    env = env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
     try_users_parts(env, network, config.agent, config.network)
     driver = make_parameter_server(

@@ -15,7 +15,7 @@ from dqn_jax.distributed.config import ServerExperiment
 from dqn_jax.distributed.engines.crew import Crew
 from dqn_jax.distributed.engines.post import Engine, Job, Lost, Order, Report
 from dqn_jax.distributed.roles import Copy, lag_info, make_server, make_worker, may_start, pulls
-from dqn_jax.envs import make_env
+from dqn_jax.envs import env_of
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
 from dqn_jax.mapping import local_devices, names_of
@@ -38,7 +38,7 @@ class HubState(flax.struct.PyTreeNode):
 
 def make_job(config: ServerExperiment) -> Job:
     """What a worker does, for any engine."""
-    env = make_env(config.env, config.max_episode_steps)
+    env = env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
     worker = make_worker(env, network, config.agent, config.server)
     init = jax.jit(lambda number, frames, copy: worker.init(config.seed, number, copy, frames=frames))
@@ -63,7 +63,7 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
     Raises:
       InputError: for an environment or sizes that cannot be used.
     """
-    env = make_env(config.env, config.max_episode_steps)
+    env = env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
     try_users_parts(env, network, config.agent, config.network)
     hub = _Hub(config, engine, network)

@@ -1,22 +1,18 @@
-"""gymnax environments behind one small contract. The only module that imports gymnax, which starts jax's backend.
+"""gymnax environments behind our contract. The only module that imports gymnax, which starts jax's backend.
 
 Not here: batches of environments (callers `vmap`), time limits as terminations (the actor's choice), rewards' meaning.
 """
 
 import difflib
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import gymnax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dqn_jax.config import InputError
-from dqn_jax.types import Tree
-
-EnvState: TypeAlias = Tree
-EnvParams: TypeAlias = Tree
+from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, strong
 
 # Every entry of these observations is 0 or 1 (gymnax declares them as floats, or as one integer for FrozenLake).
 _BOOLEAN_OBSERVATIONS = frozenset(
@@ -33,38 +29,8 @@ _BOOLEAN_OBSERVATIONS = frozenset(
     }
 )
 _NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
-
-
-class TimeStep(NamedTuple):
-    """What one step of one environment gave."""
-
-    obs: jax.Array
-    """[...] observation to act on next: after an end, the first of the next episode."""
-    final_obs: jax.Array
-    """[...] observation this step led to, even at an end."""
-    reward: jax.Array
-    """[] float32."""
-    terminated: jax.Array
-    """[] bool, the episode ended by its own rules."""
-    truncated: jax.Array
-    """[] bool, the time limit cut the episode; never true together with `terminated`."""
-
-
-class Environment(NamedTuple):
-    """One environment as pure functions; it resets itself after an episode's end."""
-
-    name: str
-    init: Callable[[jax.Array, EnvParams], tuple[EnvState, jax.Array]]
-    """(key, params) -> (state, first observation)."""
-    step: Callable[[jax.Array, EnvState, jax.Array, EnvParams], tuple[EnvState, TimeStep]]
-    """(key, state, action, params) -> (state, time step)."""
-    params: EnvParams
-    """Default parameters as arrays; they can differ from one environment to the next."""
-    obs_shape: tuple[int, ...]
-    obs_dtype: np.dtype
-    """float32, or bool where the replay may store eight entries to a byte."""
-    num_actions: int
-    max_episode_steps: int
+ELSEWHERE = "give module:function for one of your own, gymnasium:NAME for one of Gymnasium's"
+"""What else an environment's name may be."""
 
 
 def discrete_environments() -> list[str]:
@@ -72,26 +38,46 @@ def discrete_environments() -> list[str]:
     return [name for name in gymnax.registered_envs if name != _NEEDS_DOWNLOAD and _num_actions(*gymnax.make(name)) is not None]
 
 
-def make_env(name: str, max_episode_steps: int | None = None) -> Environment:
-    """Builds a gymnax environment.
+def make_gymnax(name: str, max_episode_steps: int | None, kwargs: Mapping[str, object]) -> Environment:
+    """Builds a gymnax environment by its registered name.
 
     Args:
-      name: a registered gymnax name, such as "CartPole-v1".
+      name: such as "CartPole-v1".
       max_episode_steps: time limit in steps; None keeps the environment's own.
+      kwargs: arguments of its constructor.
 
     Returns:
       The environment, with FrozenLake's scalar observation as a one-hot vector.
 
     Raises:
-      InputError: for an unknown name, continuous actions, or an environment that needs a download.
+      InputError: for an unknown name, continuous actions, an environment that needs a download, or arguments that do not fit.
     """
     if name not in gymnax.registered_envs:
-        close = difflib.get_close_matches(name, gymnax.registered_envs, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(discrete_environments())}"
+        # A slash is in the names of other suites alone.
+        close = [] if "/" in name else difflib.get_close_matches(name, gymnax.registered_envs, n=1, cutoff=0.55)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(discrete_environments())}, or {ELSEWHERE}"
         raise InputError(f"env is {name!r}, which gymnax does not know: {hint}")
     if name == _NEEDS_DOWNLOAD:
         raise InputError(f"env is {name!r}, which downloads a data set when it is built: choose another environment")
-    env, params = gymnax.make(name)
+    try:
+        env, params = gymnax.make(name, **kwargs)
+    except TypeError as error:
+        raise InputError(f"env_kwargs is {dict(kwargs)}, and {name} cannot be made with it ({error}): correct it") from None
+    return from_gymnax(name, env, params, max_episode_steps)
+
+
+def from_gymnax(name: str, env: Any, params: EnvParams, max_episode_steps: int | None = None) -> Environment:
+    """A gymnax environment, registered or not, with its parameters as our contract.
+
+    Args:
+      name: for messages.
+      env: with gymnax's reset, step and spaces.
+      params: its parameters, `max_steps_in_episode` among them.
+      max_episode_steps: time limit in steps; None keeps the environment's own.
+
+    Raises:
+      InputError: for continuous actions.
+    """
     num_actions = _num_actions(env, params)
     if num_actions is None:
         raise InputError(f"env is {name!r}, whose actions are continuous: DQN needs discrete ones, as CartPole-v1 has")
@@ -100,14 +86,14 @@ def make_env(name: str, max_episode_steps: int | None = None) -> Environment:
         kind = type(params.max_steps_in_episode)
         params = params.replace(max_steps_in_episode=kind(max_episode_steps))
     limit = int(params.max_steps_in_episode)
-    params = jax.tree.map(_strong, params)
+    params = jax.tree.map(strong, params)
 
     observe = _observer(name, env, params)
     obs = jax.eval_shape(lambda: observe(env.reset(jax.random.key(0), params)[0]))
 
     def init(key: jax.Array, params: EnvParams) -> tuple[EnvState, jax.Array]:
         obs, state = env.reset(key, params)
-        return jax.tree.map(_strong, state), observe(obs)
+        return jax.tree.map(strong, state), observe(obs)
 
     def step(key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
         obs, state, reward, terminated, truncated, info = env.step(key, state, action, params)
@@ -118,14 +104,9 @@ def make_env(name: str, max_episode_steps: int | None = None) -> Environment:
             terminated=terminated,
             truncated=truncated & ~terminated,
         )
-        return jax.tree.map(_strong, state), time_step
+        return jax.tree.map(strong, state), time_step
 
     return Environment(name, init, step, params, obs.shape, obs.dtype, num_actions, limit)
-
-
-def reset_key(stream: jax.Array) -> jax.Array:
-    """The key that a random stream's first reset draws from; step t draws from `fold_in(stream, t)`, t from 0."""
-    return jax.random.fold_in(stream, jnp.uint32(2**32 - 1))
 
 
 def _num_actions(env: Any, params: EnvParams) -> int | None:
@@ -142,8 +123,3 @@ def _observer(name: str, env: Any, params: EnvParams) -> Callable[[jax.Array], j
         return obs.astype(dtype)
 
     return observe
-
-
-def _strong(x: Tree) -> jax.Array:
-    """Drops the weak type that Python numbers leave behind: gymnax's reset and step differ in it, which would trace twice."""
-    return jax.lax.convert_element_type(x, jnp.result_type(x))

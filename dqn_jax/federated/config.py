@@ -11,7 +11,9 @@ from dqn_jax.config import (
     RunnerConfig,
     ServiceTime,
     check_choices,
+    check_names,
     check_number,
+    check_texts,
     check_whole,
     require,
 )
@@ -55,7 +57,7 @@ class FederatedConfig:
     """End a client's round early, once it has finished this many episodes; None counts steps alone."""
 
     heterogeneity: str = "cartpole-length"
-    """Distribution of the clients' environment parameters: a name, module:attribute, or none, the same for all."""
+    """Distribution of the clients' environment parameters: a name, range:FIELD:LOW:HIGH, module:attribute, or none."""
     heterogeneity_level: float = 1.0
     """Width of the training range: 1 is all of it, 0 puts every client at its middle."""
     env_seed: int = 0
@@ -214,7 +216,9 @@ class FederatedExperiment:
     """One federated run: an environment, an agent for every client, and for how many rounds."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment with discrete actions."""
+    """A gymnax environment with discrete actions, or a user's module:function."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of what makes the environment, such as size=12."""
     max_episode_steps: int | None = None
     """Time limit of an episode; None keeps the environment's own."""
     num_devices: int | None = None
@@ -241,6 +245,8 @@ class FederatedExperiment:
     def __post_init__(self) -> None:
         object.__setattr__(self, "run_dir", Path(self.run_dir))
         check_choices("", self)
+        check_names("", self, "env")
+        check_texts("", self, "env_kwargs")
         check_whole("", self, "num_seeds", "rounds")
         check_whole("", self, "seed", least=0)
         check_whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))

@@ -15,7 +15,7 @@ import numpy as np
 
 from dqn_jax.agent import make_agent
 from dqn_jax.config import AgentConfig, InputError
-from dqn_jax.envs import Environment, EnvParams, make_env
+from dqn_jax.envs import Environment, EnvParams, env_of
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.federated.aggregation import make_aggregator, make_weighting
 from dqn_jax.federated.centralised import make_centralised
@@ -46,7 +46,7 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
     Raises:
       InputError: for an environment, distribution, named part, number of devices or sizes that cannot be used.
     """
-    env = make_env(config.env, config.max_episode_steps)
+    env = env_of(config)
     network = make_network(config.network, env.obs_shape, env.num_actions)
     try_users_parts(env, network, config.agent, config.network)
     count = config.num_devices

@@ -52,7 +52,7 @@ def make_evaluator(
     def pairs(params: dict[str, Params], envs: ClientEnvs) -> tuple[jax.Array, Params, EnvParams]:
         """(number of the environment, policy, environment) of everything that is played: all of it in one loop."""
         everywhere = jax.tree.map(lambda *x: jnp.concatenate(x), *(getattr(envs, kind) for kind in kinds))
-        count = len(everywhere.max_steps_in_episode)
+        count = len(jax.tree.leaves(everywhere)[0])
         numbers, policies = jnp.arange(count), jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), params["global"])
         if not config.eval_clients:
             return numbers, policies, everywhere
@@ -90,7 +90,7 @@ def make_evaluator(
         return np.concatenate(np.asarray(returns)), np.concatenate(np.asarray(unfinished))
 
     columns = [
-        _columns(config, jax.tree.map(lambda x, i=i: x[i], envs), kinds) for i in range(len(envs.seen.max_steps_in_episode))
+        _columns(config, jax.tree.map(lambda x, i=i: x[i], envs), kinds) for i in range(len(jax.tree.leaves(envs.seen)[0]))
     ]
     return Evaluator(play, columns, _describer(columns[0]))
 

@@ -6,6 +6,7 @@ held-out environments draw u from the same range, or from beyond its upper end. 
 Shapes: N environments.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import InputError, Record, require
-from dqn_jax.envs import Environment, EnvParams
+from dqn_jax.envs import Environment, EnvParams, parameter, with_parameters
 from dqn_jax.lookup import lookup, record_of
 from dqn_jax.mapping import ENVIRONMENTS, stream_key
 
+_RANGE = "range:"
 BEYOND = (1.0, 1.5)
 """Range of u for environments beyond the training range."""
 
@@ -63,6 +65,20 @@ DISTRIBUTIONS = {
 }
 
 
+def _range(name: str) -> Distribution:
+    """The distribution of one field of any environment, from "range:FIELD:LOW:HIGH"."""
+    field, *ends = name.removeprefix(_RANGE).split(":")
+    try:
+        low, high = map(float, ends)
+    except ValueError:
+        low, high = math.inf, -math.inf
+    require(
+        field.isidentifier() and -math.inf < low <= high < math.inf,
+        f"federated.heterogeneity is {name!r}: give a field, its lowest and its highest value, as range:length:0.1:0.9",
+    )
+    return Distribution("", {field: (low, high)})
+
+
 def find_distribution(name: str) -> Distribution | None:
     """The distribution of a name, None for "none"; a user's own is a Distribution, or a function that makes one of its numbers.
 
@@ -72,6 +88,8 @@ def find_distribution(name: str) -> Distribution | None:
     if name == "none":
         return None
     argument = "federated.heterogeneity"
+    if name.startswith(_RANGE):
+        return _range(name)
     found = lookup(
         argument, name, {"none": None, **DISTRIBUTIONS}, lambda found: callable(found) or isinstance(found, Distribution)
     )
@@ -85,6 +103,10 @@ def distribution_of(name: str, env_name: str) -> Distribution | None:
       InputError: for a name without meaning, or a distribution of another environment.
     """
     distribution = find_distribution(name)
+    if name.startswith(_RANGE):
+        # What follows from a field follows in any range of it.
+        derive = {known.env: known.derive for known in DISTRIBUTIONS.values()}
+        return distribution._replace(env=env_name, derive=derive.get(env_name, distribution.derive)) if distribution else None
     if distribution is not None and distribution.env != env_name:
         fitting = ["none", *(other for other, value in DISTRIBUTIONS.items() if value.env == env_name)]
         raise InputError(
@@ -116,7 +138,7 @@ def draw_envs(
       InputError: for a distribution that is unknown or of another environment.
     """
     distribution = distribution_of(name, env.name)
-    unknown = [field for field in (distribution.ranges if distribution else ()) if not hasattr(env.params, field)]
+    unknown = [field for field in (distribution.ranges if distribution else ()) if parameter(env.params, field) is None]
     require(
         not unknown, f"federated.heterogeneity is {name!r}, and {env.name} has no parameter {', '.join(unknown)}: correct it"
     )
@@ -131,7 +153,7 @@ def draw_envs(
             field: jnp.float32(least + u * (most - least))
             for (field, (least, most)), u in zip(distribution.ranges.items(), draws, strict=True)
         }
-        return distribution.derive(env.params.replace(**fields))
+        return distribution.derive(with_parameters(env.params, **fields))
 
     def many(purpose: int, count: int, low: float, high: float) -> EnvParams:
         key = jax.random.fold_in(stream_key(env_seed, ENVIRONMENTS), purpose)
@@ -144,9 +166,8 @@ def draw_envs(
 def varied_fields(params: EnvParams, name: str) -> list[Record]:
     """The fields that a distribution varies, for each of N environments with leaves [N, ...], as plain numbers."""
     distribution = find_distribution(name)
+    count = len(jax.tree.leaves(params)[0])
     if distribution is None:
-        return [{}] * len(params.max_steps_in_episode)
-    values = {field: np.asarray(getattr(params, field), np.float64) for field in distribution.ranges}
-    return [
-        {field: float(f"{column[i]:.6g}") for field, column in values.items()} for i in range(len(params.max_steps_in_episode))
-    ]
+        return [{}] * count
+    values = {field: np.asarray(parameter(params, field), np.float64) for field in distribution.ranges}
+    return [{field: float(f"{column[i]:.6g}") for field, column in values.items()} for i in range(count)]

@@ -158,7 +158,7 @@ import dqn_jax.distributed.engines.on_ray, dqn_jax.distributed.host_envs, dqn_ja
 import dqn_jax.distributed.server_on_workers
 # gymnax imports it for itself: blocked from here on.
 sys.modules["gymnasium"] = None
-dqn_jax.distributed.host_envs.is_host("gymnasium:CartPole-v1")
+dqn_jax.envs.is_host("gymnasium:CartPole-v1")
 from dqn_jax.distributed import engines
 from dqn_jax.distributed.engines.post import Job, Order
 for backend in ("in-process", "threads"):

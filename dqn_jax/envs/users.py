@@ -1,0 +1,175 @@
+"""Environments of a user's own: by `module:function`, and from functions without auto-reset, final observation or time limit.
+
+Not here: environments that are stepped on the host.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.config import InputError, require
+from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, strong
+from dqn_jax.envs.gymnax_envs import from_gymnax
+from dqn_jax.lookup import blamed_on, check_like, lookup
+from dqn_jax.types import Tree
+
+_ARGUMENT = "env"
+
+
+class Functions(NamedTuple):
+    """An environment as its rules alone: what it does not say is added by `from_functions`."""
+
+    reset: Callable[[jax.Array, EnvParams], tuple[EnvState, jax.Array]]
+    """(key, params) -> (state, observation)."""
+    step: Callable[[jax.Array, EnvState, jax.Array, EnvParams], tuple[EnvState, jax.Array, jax.Array, jax.Array]]
+    """(key, state, action, params) -> (state, observation, reward [], terminated [] bool)."""
+    num_actions: int
+    params: EnvParams = ()
+    max_episode_steps: int | None = None
+    """Time limit in steps; None has none."""
+
+
+class LimitedParams(flax.struct.PyTreeNode):
+    """An environment's own parameters and its time limit."""
+
+    own: EnvParams
+    max_steps_in_episode: jax.Array
+    """[] int32."""
+
+
+class LimitedState(flax.struct.PyTreeNode):
+    """An environment's own state and how old its episode is."""
+
+    own: EnvState
+    time: jax.Array
+    """[] int32."""
+
+
+def make_users(spec: str, max_episode_steps: int | None, kwargs: Mapping[str, object]) -> Environment:
+    """Builds the environment that a user's function returns.
+
+    Args:
+      spec: module:function; the function returns an Environment, a gymnax (env, params), or Functions.
+      max_episode_steps: time limit in steps; None keeps the environment's own.
+      kwargs: arguments of the function.
+
+    Raises:
+      InputError: where the function fails or returns something else, for an environment without a time limit, an observation
+        that is no array, or what it does when it is traced.
+    """
+    found = lookup(_ARGUMENT, spec, {}, callable)
+    require(not found.numbers, f"env is {spec!r}: give numbers by name, as --env-kwargs size=12")
+    with blamed_on(_ARGUMENT, spec):
+        made = found.part(**kwargs)
+        if isinstance(made, Functions):
+            env = from_functions(spec, made, max_episode_steps)
+        elif isinstance(made, Environment):
+            env = (
+                made
+                if max_episode_steps is None
+                else from_functions(spec, _rules_of(made, max_episode_steps), max_episode_steps)
+            )
+        elif isinstance(made, tuple) and len(made) == 2:
+            env = from_gymnax(spec, *made, max_episode_steps)
+        else:
+            raise InputError(
+                f"env is {spec!r}, which gives a {type(made).__name__}: return an envs.Environment, a gymnax "
+                "environment and its parameters, or envs.Functions"
+            )
+        _check(spec, env)
+    return env
+
+
+def from_functions(name: str, functions: Functions, max_episode_steps: int | None = None) -> Environment:
+    """Adds to an environment's rules: a reset in the step that ends an episode, its final observation, and a time limit.
+
+    Args:
+      name: for messages.
+      functions: the rules.
+      max_episode_steps: time limit in steps; None takes theirs.
+
+    Raises:
+      InputError: where neither gives a time limit, or the observation is no array.
+    """
+    limit = functions.max_episode_steps if max_episode_steps is None else max_episode_steps
+    if limit is None:
+        raise InputError(
+            f"env is {name!r}, which has no time limit, and a greedy episode may never end: set --max-episode-steps"
+        )
+    params = LimitedParams(jax.tree.map(lambda x: strong(jnp.asarray(x)), functions.params), jnp.int32(limit))
+    key, action = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
+    state, first_obs = jax.eval_shape(functions.reset, key, params.own)
+    if not isinstance(first_obs, jax.ShapeDtypeStruct):
+        raise InputError(f"env is {name!r}, whose observations are a {type(first_obs).__name__}: give arrays")
+    after, obs, _, _ = jax.eval_shape(functions.step, key, state, action, params.own)
+    begun, stepped = {"state": state, "observation": first_obs}, {"state": after, "observation": obs}
+    check_like(_ARGUMENT, name, stepped, begun)
+    kinds = [[x.dtype for x in jax.tree.leaves(tree)] for tree in (begun, stepped)]
+    require(
+        kinds[0] == kinds[1],
+        f"env is {name!r}, whose reset gives {kinds[0]}, and its step {kinds[1]}: give the same types",
+    )
+
+    def init(key: jax.Array, params: LimitedParams) -> tuple[LimitedState, jax.Array]:
+        state, obs = functions.reset(key, params.own)
+        return LimitedState(jax.tree.map(strong, state), jnp.int32(0)), strong(obs)
+
+    def step(key: jax.Array, state: LimitedState, action: jax.Array, params: LimitedParams) -> tuple[LimitedState, TimeStep]:
+        step_key, reset_key = jax.random.split(key)
+        own, obs, reward, terminated = functions.step(step_key, state.own, action, params.own)
+        terminated = jnp.asarray(terminated, bool)
+        truncated = (state.time + 1 >= params.max_steps_in_episode) & ~terminated
+        next_state = LimitedState(jax.tree.map(strong, own), state.time + 1)
+        fresh, first_obs = init(reset_key, params)
+        ended = terminated | truncated
+        next_state, next_obs = jax.tree.map(
+            lambda new, old: jnp.where(ended, new, old), (fresh, first_obs), (next_state, strong(obs))
+        )
+        return next_state, TimeStep(next_obs, strong(obs), jnp.asarray(reward, jnp.float32), terminated, truncated)
+
+    return Environment(name, init, step, params, first_obs.shape, np.dtype(first_obs.dtype), functions.num_actions, limit)
+
+
+def _rules_of(env: Environment, max_episode_steps: int) -> Functions:
+    """An environment without its resets, for a shorter time limit."""
+    own = env.max_episode_steps
+    require(
+        max_episode_steps <= own,
+        f"max_episode_steps is {max_episode_steps}, and env {env.name!r} ends after {own} by itself: give less",
+    )
+
+    def step(key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams) -> tuple:
+        state, time_step = env.step(key, state, action, params)
+        return state, time_step.final_obs, time_step.reward, time_step.terminated
+
+    return Functions(env.init, step, env.num_actions, env.params)
+
+
+def _check(spec: str, env: Environment) -> None:
+    """Traces a reset and a step; raises InputError where their shapes do not go together."""
+    key = jax.eval_shape(jax.random.key, 0)
+    state, obs = jax.eval_shape(env.init, key, env.params)
+    after, time_step = jax.eval_shape(env.step, key, state, jax.ShapeDtypeStruct((), jnp.int32), env.params)
+    described = jax.ShapeDtypeStruct(env.obs_shape, env.obs_dtype)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    check_like(_ARGUMENT, spec, {"observation": obs}, {"observation": described})
+    check_like(_ARGUMENT, spec, {"state": after}, {"state": state})
+    shapes = dict.fromkeys(TimeStep._fields, scalar) | {"obs": described, "final_obs": described}
+    check_like(_ARGUMENT, spec, time_step._asdict(), shapes)
+
+
+def parameter(params: EnvParams, name: str) -> Tree:
+    """The parameter of a name, None where an environment has none."""
+    own = params.own if isinstance(params, LimitedParams) and name != "max_steps_in_episode" else params
+    return getattr(own, name, None)
+
+
+def with_parameters(params: EnvParams, **fields: jax.Array) -> EnvParams:
+    """The parameters, some of them replaced: fields of a flax dataclass, or of a NamedTuple."""
+    if isinstance(params, LimitedParams):
+        return params.replace(own=with_parameters(params.own, **fields))
+    return params._replace(**fields) if hasattr(params, "_replace") else params.replace(**fields)
