@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from dqn_jax.config import AgentConfig, require
-from dqn_jax.lookup import Found, function_of, is_users, lookup
+from dqn_jax.config import AgentConfig
+from dqn_jax.lookup import Found, check_kind, function_of, is_users, lookup
 from dqn_jax.losses import LossMaker, LossOutput, loss_numbers, make_loss
 from dqn_jax.networks import Network
 from dqn_jax.types import Clock, Correction, Info, LearnerHyperparams, Params, Sample, Tree
@@ -205,22 +205,34 @@ def make_optimizer(config: AgentConfig) -> Callable[[LearnerHyperparams], optax.
         rule = function_of(argument, spec, found, 2)
         build = lambda rate: rule(rate, config)  # noqa: E731
     else:
-        build = function_of(argument, spec, found, 1)
+        build = optax_rule(argument, spec, found)
 
     def optimizer(hyperparams: LearnerHyperparams) -> optax.GradientTransformation:
         rule = build(hyperparams.learning_rate)
-        if is_users(spec):
-            require(
-                isinstance(rule, optax.GradientTransformation),
-                f"{argument} is {spec!r}, which makes a {type(rule).__name__}: make an optimizer of optax",
-            )
-            init, update = (function_of(argument, spec, Found(fn, ()), n) for fn, n in zip(rule, (1, 3), strict=True))
-            rule = optax.GradientTransformation(init, update)
         if config.max_grad_norm is None:
             return rule
         return optax.chain(optax.clip_by_global_norm(hyperparams.max_grad_norm), rule)
 
     return optimizer
+
+
+def optax_rule(argument: str, spec: str, found: Found) -> Callable[[jax.Array], optax.GradientTransformation]:
+    """The optimizer of a learning rate that a name stands for; a user's is checked, and blamed for what it raises.
+
+    Raises:
+      InputError: where the numbers of the name do not fit; when it is called, where no optimizer is made.
+    """
+    build = function_of(argument, spec, found, 1)
+
+    def rule(rate: jax.Array) -> optax.GradientTransformation:
+        made = build(rate)
+        check_kind(argument, spec, made, optax.GradientTransformation, "an optimizer of optax")
+        if not is_users(spec):
+            return made
+        init, update = (function_of(argument, spec, Found(fn, ()), n) for fn, n in zip(made, (1, 3), strict=True))
+        return optax.GradientTransformation(init, update)
+
+    return rule
 
 
 def _adam(rate: jax.Array, config: AgentConfig) -> optax.GradientTransformation:

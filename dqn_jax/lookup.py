@@ -115,8 +115,13 @@ def record_of(argument: str, spec: str, found: Found, kind: type) -> Any:
         made = function_of(argument, spec, found, 0)()
     else:
         require(not found.numbers, f"{argument} is {spec!r}, which takes no numbers: leave them out")
-    require(isinstance(made, kind), f"{argument} is {spec!r}, which makes a {type(made).__name__}: make a {kind.__name__}")
+    check_kind(argument, spec, made, kind, f"a {kind.__name__}")
     return made
+
+
+def check_kind(argument: str, spec: str, made: Any, kind: type, wanted: str) -> None:
+    """Raises InputError unless what a part has made is of a kind, which `wanted` says in words."""
+    require(isinstance(made, kind), f"{argument} is {spec!r}, which makes a {type(made).__name__}: make {wanted}")
 
 
 def named_numbers(argument: str, spec: str, found: Found) -> dict[str, jax.Array]:

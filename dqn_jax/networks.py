@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import InputError, NetworkConfig, require
-from dqn_jax.lookup import blamed_on, function_of, is_users, lookup
+from dqn_jax.lookup import blamed_on, check_kind, function_of, is_users, lookup
 from dqn_jax.types import Params, Tree
 
 
@@ -93,7 +93,7 @@ def make_network(config: NetworkConfig, obs_shape: tuple[int, ...], num_actions:
 def _part(field: str, name: str, named: Mapping[str, Callable[..., nn.Module]], *args: Any) -> nn.Module:
     argument = f"network.{field}"
     made = function_of(argument, name, lookup(argument, name, named), len(args))(*args)
-    require(isinstance(made, nn.Module), f"{argument} is {name!r}, which makes a {type(made).__name__}: make a flax module")
+    check_kind(argument, name, made, nn.Module, "a flax module")
     return made
 
 

@@ -1,8 +1,6 @@
 """A first look at the parts that are a user's own: one update on the first transitions, before anything is trained.
 
 Not here: shapes, which are found wrong where the parts are traced.
-
-Shapes: E environments, B batch, A actions.
 """
 
 import jax
@@ -30,7 +28,7 @@ def try_users_parts(env: Environment, network: Network, agent: AgentConfig, netw
       networks: the network's.
 
     Raises:
-      InputError: for values that are not finite, or actions that there are not, naming the part.
+      InputError: for values that are not finite, priorities below 0, or actions that there are not, naming the part.
     """
     names = {f"agent.{name}": getattr(agent, name) for name in ("loss", "optimizer", "exploration")}
     names |= {f"network.{name}": getattr(networks, name) for name in ("trunk", "head")}

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from federated.helpers import refusal
+from federated.helpers import one_line, refusal
 from laws.common import assert_bitwise
 from test_learner import BATCH, KEY, TARGET_W, TRANSITIONS, config_of, linear_network, start, w_of
 
 from dqn_jax.agent import hyperparams_of, make_agent, make_chunk
-from dqn_jax.config import AgentConfig, InputError, NetworkConfig
+from dqn_jax.config import AgentConfig, NetworkConfig
 from dqn_jax.envs import make_env
 from dqn_jax.learner import make_learner
 from dqn_jax.losses import LossOutput, make_loss
@@ -148,11 +148,9 @@ def raises(_):
 )
 def test_a_loss_of_the_wrong_shape_is_one_sentence(mine, change, words):
     mine.wrong = returning(change)
-    with pytest.raises(InputError) as refused:
-        make_agent(ENV, NETWORK, AgentConfig(**SMALL, loss="mine:wrong"))
-    assert str(refused.value).startswith("agent.loss is 'mine:wrong', ")
-    assert words in str(refused.value)
-    assert "\n" not in str(refused.value)
+    message = one_line(lambda: make_agent(ENV, NETWORK, AgentConfig(**SMALL, loss="mine:wrong")))
+    assert message.startswith("agent.loss is 'mine:wrong', ")
+    assert words in message
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Environment(NamedTuple):
     """Default parameters as arrays; they can differ from one environment to the next."""
     obs_shape: tuple[int, ...]
     obs_dtype: np.dtype
-    """float32, or bool where the replay may store eight entries to a byte."""
+    """Of observations, which networks cast to float32; bool where the replay may store eight entries to a byte."""
     num_actions: int
     max_episode_steps: int
 

@@ -68,11 +68,7 @@ def make_users(spec: str, max_episode_steps: int | None, kwargs: Mapping[str, ob
         if isinstance(made, Functions):
             env = from_functions(spec, made, max_episode_steps)
         elif isinstance(made, Environment):
-            env = (
-                made
-                if max_episode_steps is None
-                else from_functions(spec, _rules_of(made, max_episode_steps), max_episode_steps)
-            )
+            env = made if max_episode_steps is None else _cut(spec, made, max_episode_steps)
         elif isinstance(made, tuple) and len(made) == 2:
             env = from_gymnax(spec, *made, max_episode_steps)
         else:
@@ -93,7 +89,7 @@ def from_functions(name: str, functions: Functions, max_episode_steps: int | Non
       max_episode_steps: time limit in steps; None takes theirs.
 
     Raises:
-      InputError: where neither gives a time limit, or the observation is no array.
+      InputError: where neither gives a time limit, the observation is no array, or a step changes shapes or types.
     """
     limit = functions.max_episode_steps if max_episode_steps is None else max_episode_steps
     if limit is None:
@@ -134,8 +130,8 @@ def from_functions(name: str, functions: Functions, max_episode_steps: int | Non
     return Environment(name, init, step, params, first_obs.shape, np.dtype(first_obs.dtype), functions.num_actions, limit)
 
 
-def _rules_of(env: Environment, max_episode_steps: int) -> Functions:
-    """An environment without its resets, for a shorter time limit."""
+def _cut(name: str, env: Environment, max_episode_steps: int) -> Environment:
+    """An environment with a shorter time limit than its own."""
     own = env.max_episode_steps
     require(
         max_episode_steps <= own,
@@ -146,7 +142,7 @@ def _rules_of(env: Environment, max_episode_steps: int) -> Functions:
         state, time_step = env.step(key, state, action, params)
         return state, time_step.final_obs, time_step.reward, time_step.terminated
 
-    return Functions(env.init, step, env.num_actions, env.params)
+    return from_functions(name, Functions(env.init, step, env.num_actions, env.params), max_episode_steps)
 
 
 def _check(spec: str, env: Environment) -> None:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dqn_jax.config import require
 from dqn_jax.federated.config import FederatedConfig
-from dqn_jax.lookup import function_of, lookup
+from dqn_jax.learner import optax_rule
+from dqn_jax.lookup import lookup
 from dqn_jax.types import Params, Tree
 
 ServerRule = Callable[[jax.Array], optax.GradientTransformation]
@@ -53,17 +53,7 @@ def make_server_rule(spec: str) -> ServerRule:
       InputError: for a name without meaning.
     """
     argument = "federated.server_optimizer"
-    rule = function_of(argument, spec, lookup(argument, spec, SERVER_RULES), 1)
-
-    def checked(rate: jax.Array) -> optax.GradientTransformation:
-        made = rule(rate)
-        require(
-            isinstance(made, optax.GradientTransformation),
-            f"{argument} is {spec!r}, which makes a {type(made).__name__}: make an optimizer of optax",
-        )
-        return made
-
-    return checked
+    return optax_rule(argument, spec, lookup(argument, spec, SERVER_RULES))
 
 
 def init_server(config: FederatedConfig, rule: ServerRule, params: Params, opt_state: optax.OptState) -> ServerState:

@@ -12,12 +12,18 @@ from dqn_jax.config import InputError
 jit_in_a_hurry = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def refusal(build):
-    """The message of the InputError that `build` must raise: one sentence, which says what is wrong and then what to do."""
+def one_line(build):
+    """The message of the InputError that `build` must raise, on one line; the words of somebody else's error may be in it."""
     with pytest.raises(InputError) as refused:
         build()
     message = str(refused.value)
     assert "\n" not in message
+    return message
+
+
+def refusal(build):
+    """The message of the InputError that `build` must raise: one sentence, which says what is wrong and then what to do."""
+    message = one_line(build)
     # A full stop inside a number or a file name is not the end of a sentence.
     assert re.search(r"[.!?](\s|$)", message.removesuffix("?")) is None, message
     assert re.fullmatch(r"\S.*: \S.*", message), message

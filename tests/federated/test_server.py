@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from federated.helpers import jit_in_a_hurry, refusal
+from federated.helpers import jit_in_a_hurry, one_line, refusal
 from laws.common import assert_bitwise, assert_close
 
 from dqn_jax.federated.config import FederatedConfig, MergeConfig
@@ -196,3 +196,15 @@ def test_a_rule_that_makes_no_optimizer_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_rules", own)
     message = refusal(lambda: make_server_rule("own_rules:nothing")(np.float32(1)))
     assert message == "federated.server_optimizer is 'own_rules:nothing', which makes a NoneType: make an optimizer of optax"
+
+
+def test_what_a_users_optimizer_raises_is_one_sentence(monkeypatch):
+    """As in the agent, where optimizers go by name through the same function."""
+    own = types.ModuleType("own_rules")
+    own.fails = lambda rate: optax.GradientTransformation(lambda params: (), lambda updates, state, params: updates["missing"])
+    monkeypatch.setitem(sys.modules, "own_rules", own)
+    rule = make_server_rule("own_rules:fails")
+    state = init_server(FederatedConfig(), rule, {"w": np.float32(0)}, ())
+    message = one_line(lambda: apply_delta(rule, state, {"w": np.float32(1)}))
+    assert message.startswith(f"federated.server_optimizer is 'own_rules:fails', which fails at {__file__}:")
+    assert message.endswith("with KeyError: 'missing'")
