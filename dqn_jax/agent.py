@@ -313,5 +313,5 @@ def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
 
 def example_of(env: Environment) -> Transition:
     """A transition with the shapes and dtypes of an environment's."""
-    obs = jnp.zeros(env.obs_shape, env.obs_dtype)
+    obs = jnp.zeros(env.spec.obs_shape, env.spec.obs_dtype)
     return Transition(s_tm1=obs, a_tm1=jnp.int32(0), r_t=jnp.float32(0), discount_t=jnp.float32(0), s_t=obs)

@@ -256,6 +256,8 @@ class RunnerConfig:
     """Frames (or rounds) between two greedy evaluations."""
     eval_episodes: int = 32
     """Greedy episodes of an evaluation, for every seed (and every environment)."""
+    eval_wrappers: tuple[str, ...] | None = None
+    """Changes to the environment of evaluations; None takes those of training, without reward-clip."""
     threshold: float | None = None
     """Greedy return whose first crossing the summary reports; None reports none."""
     checkpoint_every: int = 100_000
@@ -266,6 +268,8 @@ class RunnerConfig:
     def __post_init__(self) -> None:
         check_whole("runner.", self, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
         check_whole("runner.", self, "eval_episodes", least=32)
+        if self.eval_wrappers is not None:
+            check_texts("runner.", self, "eval_wrappers")
         if self.threshold is not None:
             check_number("runner.", self, "threshold", low=-MAX_COUNT)
 
@@ -275,9 +279,11 @@ class ExperimentConfig:
     """One training run: an environment, an agent, how many seeds on how many devices, and for how long."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment with discrete actions, or a user's module:function."""
+    """A gymnax environment with discrete actions, a user's module:function, or gymnasium:NAME."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of what makes the environment, such as size=12."""
+    wrappers: tuple[str, ...] = ()
+    """Changes to it, the first next to it: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function."""
     max_episode_steps: int | None = None
     """Time limit of an episode; None keeps the environment's own."""
     num_devices: int | None = None
@@ -302,7 +308,7 @@ class ExperimentConfig:
         object.__setattr__(self, "run_dir", Path(self.run_dir))
         check_choices("", self)
         check_names("", self, "env")
-        check_texts("", self, "env_kwargs")
+        check_texts("", self, "env_kwargs", "wrappers")
         check_whole("", self, "num_seeds", "total_frames")
         check_whole("", self, "seed", least=0)
         check_whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import ExperimentConfig, Record
-from dqn_jax.envs import Environment, EnvParams, reset_key
+from dqn_jax.envs import Environment, EnvParams, Running, TimeStep, eval_env_of, reset_key, seeds_of
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
 
@@ -40,29 +40,51 @@ class Evaluator(NamedTuple):
     """[S, C] returns -> named numbers of each seed, `eval_return` among them."""
 
 
-def one_environment(evaluate: Callable[..., Evaluation], seeds: Sequence[int], fields: Record) -> Evaluator:
+class Stepping(NamedTuple):
+    """One of the two ways to step E environments: in the loop of a program, or in one of Python's between programs."""
+
+    reset: Callable[[jax.Array, EnvParams], tuple[Any, jax.Array]]
+    """(streams [E], params) -> (state, observations [E, ...])."""
+    step: Callable[[jax.Array, Any, jax.Array, EnvParams], tuple[Any, TimeStep]]
+    """(keys [E], state, actions [E], params) -> (state, time step [E, ...])."""
+    loop: Callable[..., Any]
+    """(running, body, carry) -> carry, as `jax.lax.while_loop`."""
+    compiled: Callable[[Callable], Callable]
+    """Compiles what is between two steps."""
+    over_seeds: Callable[[Callable], Callable]
+    """A function of one repetition -> of all, their leading axis S."""
+
+
+def one_environment(
+    evaluate: Callable[..., Evaluation],
+    seeds: Sequence[int],
+    fields: Record,
+    over_seeds: Callable[[Callable], Callable] = lambda one: jax.jit(jax.vmap(one)),
+) -> Evaluator:
     """The evaluator of one policy in one environment: `eval_return` is its mean return.
 
     Args:
       evaluate: as `make_evaluate` makes it.
       seeds: one for each repetition.
       fields: parameters in which the environment differs from the default.
+      over_seeds: how a function of one repetition becomes one of all.
     """
     column = {"policy": "global", "split": "seen", "client": 0, "env_params": fields}
 
-    @jax.jit
-    def play(keys: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
-        result = jax.vmap(evaluate)(keys, params)
-        return jnp.mean(result.returns, axis=1, keepdims=True), jnp.sum(~result.finished, axis=1)
+    def one(key: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
+        result = evaluate(key, params)
+        return jnp.mean(result.returns)[None], jnp.sum(~result.finished)
 
-    return Evaluator(play, [[column] for _ in seeds], lambda returns: {"eval_return": returns[:, 0]})
+    return Evaluator(over_seeds(one), [[column] for _ in seeds], lambda returns: {"eval_return": returns[:, 0]})
 
 
 def evaluator_of(config: ExperimentConfig, env: Environment, network: Network) -> Evaluator:
-    """The evaluator of an experiment whose agents all have the environment it names."""
+    """The evaluator of an experiment whose agents all have the environment it names, changed as evaluations want it."""
+    env = eval_env_of(config, env)
     limit = config.max_episode_steps
     fields = {} if limit is None else {"max_steps_in_episode": limit}
-    return one_environment(make_evaluate(env, network, config.runner.eval_episodes), config.seeds, fields)
+    evaluate = make_evaluate(env, network, config.runner.eval_episodes)
+    return one_environment(evaluate, config.seeds, fields, stepping(env).over_seeds)
 
 
 def make_evaluate(
@@ -77,35 +99,78 @@ def make_evaluate(
       max_steps: cap on an episode's steps; None takes the environment's time limit.
 
     Returns:
-      `evaluate(key, params, env_params=the environment's) -> Evaluation`.
+      `evaluate(key, params, env_params=the environment's) -> Evaluation`; it cannot be traced in an environment of the host.
     """
-    cap = env.max_episode_steps if max_steps is None else max_steps
+    cap = env.spec.max_episode_steps if max_steps is None else max_steps
+    steps = stepping(env)
+
+    @steps.compiled
+    def choose(params: Params, streams: jax.Array, time: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(stream: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            _, env_key = jax.random.split(jax.random.fold_in(stream, time))
+            return jnp.argmax(network.apply(params, obs, None).q_values), env_key
+
+        return jax.vmap(one)(streams, obs)
+
+    @steps.compiled
+    def count(so_far: Evaluation, step: TimeStep) -> Evaluation:
+        counts = ~so_far.finished
+        return Evaluation(
+            returns=so_far.returns + jnp.where(counts, step.reward, 0.0),
+            lengths=so_far.lengths + counts,
+            finished=so_far.finished | step.terminated | step.truncated,
+        )
 
     def evaluate(key: jax.Array, params: Params, env_params: EnvParams = env.params) -> Evaluation:
         streams = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_episodes))
-        env_state, obs = jax.vmap(env.init, in_axes=(0, None))(jax.vmap(reset_key)(streams), env_params)
+        env_state, obs = steps.reset(streams, env_params)
         start = Evaluation(jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, bool))
 
-        def running(carry):
+        def running(carry: tuple) -> jax.Array:
             time, _, _, result = carry
             return (time < cap) & ~jnp.all(result.finished)
 
-        def one(stream, time, env_state, obs, so_far):
-            _, env_key = jax.random.split(jax.random.fold_in(stream, time))
-            action = jnp.argmax(network.apply(params, obs, None).q_values)
-            env_state, step = env.step(env_key, env_state, action, env_params)
-            counts = ~so_far.finished
-            result = Evaluation(
-                returns=so_far.returns + jnp.where(counts, step.reward, 0.0),
-                lengths=so_far.lengths + counts,
-                finished=so_far.finished | step.terminated | step.truncated,
-            )
-            return env_state, step.obs, result
-
-        def body(carry):
+        def body(carry: tuple) -> tuple:
             time, env_state, obs, result = carry
-            return time + 1, *jax.vmap(one, in_axes=(0, None, 0, 0, 0))(streams, time, env_state, obs, result)
+            actions, keys = choose(params, streams, time, obs)
+            env_state, step = steps.step(keys, env_state, actions, env_params)
+            return time + 1, env_state, step.obs, count(result, step)
 
-        return jax.lax.while_loop(running, body, (jnp.int32(0), env_state, obs, start))[-1]
+        return steps.loop(running, body, (jnp.int32(0), env_state, obs, start))[-1]
 
     return evaluate
+
+
+def stepping(env: Environment) -> Stepping:
+    """How an environment is stepped."""
+    if env.start is None:
+        return Stepping(
+            reset=lambda streams, params: jax.vmap(env.init, in_axes=(0, None))(jax.vmap(reset_key)(streams), params),
+            step=jax.vmap(env.step, in_axes=(0, 0, 0, None)),
+            loop=jax.lax.while_loop,
+            compiled=lambda fn: fn,
+            over_seeds=lambda one: jax.jit(jax.vmap(one)),
+        )
+    start = env.start
+
+    def reset(streams: jax.Array, params: EnvParams) -> tuple[Running, jax.Array]:
+        running = start(seeds_of(streams))
+        return running, jnp.asarray(running.obs)
+
+    def step(keys: jax.Array, running: Running, actions: jax.Array, params: EnvParams) -> tuple[Running, TimeStep]:
+        return running, running.step(np.asarray(actions))
+
+    def loop(running: Callable[[tuple], jax.Array], body: Callable[[tuple], tuple], carry: tuple) -> tuple:
+        while running(carry):
+            carry = body(carry)
+        carry[1].close()
+        return carry
+
+    def over_seeds(one: Callable) -> Callable:
+        def one_by_one(*rows: Any) -> Any:
+            results = [one(*jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(len(rows[0]))]
+            return jax.tree.map(lambda *parts: np.stack(parts), *results)
+
+        return one_by_one
+
+    return Stepping(reset, step, loop, jax.jit, over_seeds)

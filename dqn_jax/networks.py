@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dqn_jax.config import InputError, NetworkConfig, require
 from dqn_jax.lookup import blamed_on, check_kind, function_of, is_users, lookup
-from dqn_jax.types import Params, Tree
+from dqn_jax.types import EnvSpec, Params, Tree
 
 
 class Outputs(Protocol):
@@ -54,13 +54,12 @@ class Network(NamedTuple):
     apply: Apply
 
 
-def make_network(config: NetworkConfig, obs_shape: tuple[int, ...], num_actions: int) -> Network:
-    """Builds the Q-network of a config for one observation shape.
+def make_network(config: NetworkConfig, spec: EnvSpec) -> Network:
+    """Builds the Q-network of a config for one environment.
 
     Args:
       config: trunk, head and widths.
-      obs_shape: shape of one observation.
-      num_actions: A.
+      spec: the environment's shapes.
 
     Returns:
       The network. Noise in a flax module is drawn from its rng "noise", which it has if a key is given.
@@ -69,6 +68,7 @@ def make_network(config: NetworkConfig, obs_shape: tuple[int, ...], num_actions:
       InputError: for a trunk or head that does not exist, fails, or does not fit; for a convolution over observations that are
         not [H, W, C] with H and W of at least 3.
     """
+    obs_shape, num_actions = spec.obs_shape, spec.num_actions
     image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
     if config.trunk == "conv" and not image:
         raise InputError(f"network.trunk is 'conv', and observations have shape {obs_shape}, not [H, W, C]: use 'mlp'")

@@ -22,7 +22,7 @@ def try_users_parts(env: Environment, network: Network, agent: AgentConfig, netw
     """Acts for a batch and learns from it once, if any part of the agent is a user's own; nothing is kept.
 
     Args:
-      env: the environment.
+      env: the environment; nothing is tried in one of the host, which a program cannot step.
       network: the Q-network.
       agent: the agent's config.
       networks: the network's.
@@ -33,14 +33,14 @@ def try_users_parts(env: Environment, network: Network, agent: AgentConfig, netw
     names = {f"agent.{name}": getattr(agent, name) for name in ("loss", "optimizer", "exploration")}
     names |= {f"network.{name}": getattr(networks, name) for name in ("trunk", "head")}
     users = {argument: spec for argument, spec in names.items() if is_users(spec)}
-    if not users:
+    if not users or env.start is not None:
         return
     found = {name: np.asarray(x) for name, x in jax.jit(lambda: _one_update(env, network, agent))().items()}
     actions, lowest = found.pop("actions"), found.pop("lowest priority")
     wrong = [f"{name} that are not finite" for name, finite in found.items() if not finite]
     if lowest < 0:
         wrong.append(f"a priority of {lowest:g}, below 0")
-    if not 0 <= actions.min() <= actions.max() < env.num_actions:
+    if not 0 <= actions.min() <= actions.max() < env.spec.num_actions:
         wrong = [f"actions from {actions.min()} to {actions.max()}"]
     parts = " and ".join(f"{argument} is {spec!r}" for argument, spec in users.items())
     require(not wrong, f"{parts}, and a first update on {agent.batch_size} transitions gives {' and '.join(wrong)}: correct it")

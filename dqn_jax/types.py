@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import flax
 import jax
+import numpy as np
 
 Tree: TypeAlias = Any
 """A tree of arrays, as jax understands it."""
@@ -30,6 +31,17 @@ class Clock(flax.struct.PyTreeNode):
 
     count: jax.Array
     """[] int32."""
+
+
+class EnvSpec(NamedTuple):
+    """All that a network and a replay need to know of an environment."""
+
+    name: str
+    obs_shape: tuple[int, ...]
+    obs_dtype: np.dtype
+    """Of observations, which networks cast to float32: the replay keeps them as they are, bool at eight entries to a byte."""
+    num_actions: int
+    max_episode_steps: int
 
 
 class Transition(NamedTuple):

@@ -209,7 +209,7 @@ def one_core(quick: bool) -> Mapping[str, Callable[[], Turn]]:
         "iteration": lambda: Contestant(start(), jax.jit(make_chunk(agent, steps), donate_argnums=0)),
         "pmap": parallel,
         "floor": lambda: Contestant(
-            start().learner, jax.jit(bare_arithmetic(network, config, env.obs_shape, steps), donate_argnums=0)
+            start().learner, jax.jit(bare_arithmetic(network, config, env.spec.obs_shape, steps), donate_argnums=0)
         ),
     }
 
@@ -247,7 +247,7 @@ def compiling(quick: bool) -> Mapping[str, Callable[[], Turn]]:
 
     def floor(name: str) -> Callable[[], Any]:
         env, network, config = parts(name)
-        run = bare_arithmetic(network, config, env.obs_shape, steps=1)
+        run = bare_arithmetic(network, config, env.spec.obs_shape, steps=1)
         learner = make_learner(network, config)
         return jax.jit(lambda: run(learner.init(jax.random.key(0), hyperparams_of(config).learner))[0].params)
 
@@ -321,7 +321,7 @@ def replay_bytes() -> dict[str, float]:
     env, _, _ = parts("breakout")
     taken = bytes_per_transition(example_of(env))
     # A bit for each entry of two observations; action, reward and discount of four bytes.
-    fewest = 2 * -(-math.prod(env.obs_shape) // 8) + 3 * 4
+    fewest = 2 * -(-math.prod(env.spec.obs_shape) // 8) + 3 * 4
     return {"bytes_per_transition_breakout": taken, "replay_breakout_over_floor": taken / fewest}
 
 
@@ -332,7 +332,7 @@ def parts(setting: str) -> tuple[Any, Any, AgentConfig]:
 
     env_name, network_config, config = SETTINGS[setting]
     env = make_env(env_name)
-    return env, make_network(network_config, env.obs_shape, env.num_actions), config
+    return env, make_network(network_config, env.spec), config
 
 
 def make_driver(cell: Cell) -> Any:

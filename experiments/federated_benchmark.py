@@ -107,7 +107,7 @@ def make_driver(num_clients: int, change: Callable[[Any], Any] = lambda parts: p
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
-    network = make_network(NETWORK, env.obs_shape, env.num_actions)
+    network = make_network(NETWORK, env.spec)
     config = FederatedConfig(**{"num_clients": num_clients, "local_steps": LOCAL_STEPS, "unseen_envs": 0, **options})
     envs = draw_all(env, config, 1).seen
     return make_federated(

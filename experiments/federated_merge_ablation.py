@@ -132,7 +132,7 @@ def run(config: FederatedConfig, lanes: list[tuple[float, float, int]]) -> tuple
     from dqn_jax.networks import make_network
 
     env = make_env(HETEROGENEOUS.env, HETEROGENEOUS.max_episode_steps)
-    network = make_network(HETEROGENEOUS.network, env.obs_shape, env.num_actions)
+    network = make_network(HETEROGENEOUS.network, env.spec)
     unseen = config.unseen_envs
     drawn = [draw_envs(env, config.heterogeneity, seed, CLIENTS, unseen, level) for level, _, seed in lanes]
     envs = jax.tree.map(lambda *x: np.stack(x), *drawn)

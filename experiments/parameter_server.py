@@ -26,14 +26,14 @@ def main() -> None:
         on_ray.connect(config.ray_address, config.server.num_workers)
     runtime.setup(config.num_devices)
     # Not at the top: these start jax.
-    from dqn_jax.distributed import parameter_server, server_on_workers
+    from dqn_jax.distributed import parameter_server, server_on_workers, workers
     from dqn_jax.distributed.engines import start
     from dqn_jax.runner.loop import run
 
     if config.backend == "device":
         driver, evaluator = parameter_server.from_config(config)
     else:
-        make_job = functools.partial(server_on_workers.make_job, config)
+        make_job = functools.partial(workers.make_job, config)
         engine = start(config.backend, make_job, config.server.num_workers, config.ray_address)
         driver, evaluator = server_on_workers.from_config(config, engine)
     run(driver, config, evaluator)

@@ -72,7 +72,7 @@ def train():
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
-    agent = make_agent(env, make_network(NETWORK, env.obs_shape, env.num_actions), CONFIG)
+    agent = make_agent(env, make_network(NETWORK, env.spec), CONFIG)
     steps = (TOTAL_FRAMES - CONFIG.warm_up_acts) // CONFIG.acts_per_step
 
     def step(state, _):

@@ -88,7 +88,7 @@ def make_driver(arm: Arm) -> tuple[Any, Any]:
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
-    network = make_network(QUICKSTART.network, env.obs_shape, env.num_actions)
+    network = make_network(QUICKSTART.network, env.spec)
     devices = local_devices(arm.devices)
     driver = make_data_parallel(env, network, arm.config, seeds=SEEDS, devices=devices, steps_per_chunk=UPDATES_PER_CHUNK)
     return driver, jax.jit(jax.vmap(make_evaluate(env, network, 32)))

@@ -51,7 +51,7 @@ def measure(updates: int, turns: int) -> Record:
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")
-    network = make_network(NETWORK, env.obs_shape, env.num_actions)
+    network = make_network(NETWORK, env.spec)
     device = jax.local_devices()[:1]
 
     def server(config: ServerConfig, pushes: int) -> Contestant:

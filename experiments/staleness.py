@@ -108,7 +108,7 @@ def train(server: ServerConfig, rates: Sequence[float], seeds: Sequence[int]) ->
     # Many programs in one process exhaust the memory for their code; the cache on disk brings an arm's back.
     jax.clear_caches()
     env = make_env(QUICKSTART.env)
-    network = make_network(QUICKSTART.network, env.obs_shape, env.num_actions)
+    network = make_network(QUICKSTART.network, env.spec)
     agent, workers = agent_of(server.num_workers), server.num_workers
     pushes = (FRAMES - workers * agent.warm_up_frames) // agent.frames_per_step // EVALUATIONS // workers * workers
     driver = make_parameter_server(env, network, agent, server, seeds=seeds, devices=local_devices(2), pushes_per_chunk=pushes)

@@ -24,12 +24,13 @@ from dqn_jax.federated.driver import draw_all, named_parts
 from dqn_jax.federated.rounds import make_federation
 from dqn_jax.mapping import evaluation_key, stream_key
 from dqn_jax.networks import make_network
+from dqn_jax.types import EnvSpec
 
 FILE = Path(__file__).with_suffix(".json")
 SEED, INDEX = 3, 5
 
 ENV = make_env("CartPole-v1", max_episode_steps=7)
-NETWORK = make_network(NetworkConfig(hidden_sizes=(4,)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(4,)), ENV.spec)
 SIZES = {"num_envs": 2, "batch_size": 4, "replay_capacity": 16, "learning_starts": 12}
 AGENTS = {
     "plain": AgentConfig(**SIZES, target_period=1, target_rate=0.25, epsilon_start=0.5, epsilon_decay_frames=20),
@@ -82,7 +83,7 @@ def step_of(config):
 
 def convolution():
     """Q-values of the MinAtar network."""
-    network = make_network(NetworkConfig(hidden_sizes=(4,), channels=2), (5, 4, 3), 3)
+    network = make_network(NetworkConfig(hidden_sizes=(4,), channels=2), EnvSpec("grid", (5, 4, 3), np.dtype(np.float32), 3, 1))
     params = network.init(jax.random.key(SEED))
     obs = jnp.arange(60).reshape(5, 4, 3) % 7 == 0
     shapes = {name: list(values.shape) for name, values in numbers(params).items()}

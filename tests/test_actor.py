@@ -10,7 +10,7 @@ import pytest
 from dqn_jax.actor import Window, make_actor, n_step_transition
 from dqn_jax.agent import hyperparams_of
 from dqn_jax.config import AgentConfig
-from dqn_jax.envs import Environment, TimeStep
+from dqn_jax.envs import Environment, EnvSpec, TimeStep
 from dqn_jax.exploration import NO_EXPLORATION
 from dqn_jax.networks import Network, QValues
 from dqn_jax.types import Clock, Transition
@@ -43,7 +43,7 @@ def script_step(key, state, action, params):
     return state, TimeStep(script_obs(*state, noise), final_obs, reward, ended & ~odd, ended & odd)
 
 
-ENV = Environment("script", script_init, script_step, (), (3,), np.dtype(np.float32), 2, max(LENGTHS))
+ENV = Environment(EnvSpec("script", (3,), np.dtype(np.float32), 2, max(LENGTHS)), script_init, script_step, ())
 # With parameters +1 action 1 is greedy, with -1 action 0.
 NETWORK = Network(lambda key: jnp.float32(1), lambda params, obs, key: QValues(params * jnp.array([0.0, 1.0])))
 

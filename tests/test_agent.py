@@ -19,7 +19,7 @@ from dqn_jax.types import Clock
 
 # Every episode is cut after three steps: the pole cannot fall so soon.
 ENV = make_env("CartPole-v1", max_episode_steps=3)
-NETWORK = make_network(NetworkConfig(hidden_sizes=(8,)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(8,)), ENV.spec)
 CONFIG = AgentConfig(
     num_envs=4,
     acts_per_step=2,

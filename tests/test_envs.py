@@ -31,7 +31,7 @@ class Played:
         self.traces = 0
         self.play = jax.jit(self._play)
         self.keys = list(jax.random.split(jax.random.key(7), 2 if name == "Seaquest-MinAtar" else 12))
-        self.actions = np.random.default_rng(0).integers(self.env.num_actions, size=len(self.keys)).astype(np.int32)
+        self.actions = np.random.default_rng(0).integers(self.env.spec.num_actions, size=len(self.keys)).astype(np.int32)
         self.first = self.env.init(jax.random.key(3), self.env.params)
         self.states, self.time_steps, self.raw_steps = [self.first[0]], [], []
         for key, action in zip(self.keys, self.actions, strict=True):
@@ -74,10 +74,10 @@ def each(names):
 def test_contract(name):
     played_env = played(name)
     env, (state, obs) = played_env.env, played_env.first
-    assert env.name == name
-    assert env.num_actions == gymnax.make(name)[0].num_actions >= 2
-    assert env.obs_dtype == (bool if name in BOOLEAN else jnp.float32)
-    observed = (env.obs_shape, env.obs_dtype, False)
+    assert env.spec.name == name
+    assert env.spec.num_actions == gymnax.make(name)[0].num_actions >= 2
+    assert env.spec.obs_dtype == (bool if name in BOOLEAN else jnp.float32)
+    observed = (env.spec.obs_shape, env.spec.obs_dtype, False)
     assert avals(obs) == observed
     for time_step in played_env.time_steps:
         assert avals(time_step.obs) == avals(time_step.final_obs) == observed
@@ -99,7 +99,7 @@ def test_time_limit(name):
     """A limit of two steps cuts the second one, which still shows the episode's own observation."""
     played_env = played(name)
     limited = make_env(name, max_episode_steps=2)
-    assert limited.max_episode_steps == 2
+    assert limited.spec.max_episode_steps == 2
     # In the types of the default (one environment's limit is a float), so that nothing is compiled again.
     params = jax.tree.map(lambda x, like: x.astype(like.dtype), limited.params, played_env.env.params)
     state, free = played_env.first[0], played_env.time_steps
@@ -163,7 +163,7 @@ def test_unknown_name_lists_all_where_none_is_close():
 def test_a_termination_at_the_time_limit_is_a_termination():
     """DeepSea's last row and its limit of eight steps come together, and gymnax raises both flags."""
     deep_sea = played("DeepSea-bsuite")
-    assert deep_sea.env.max_episode_steps == 8
+    assert deep_sea.env.spec.max_episode_steps == 8
     *_, terminated, truncated = deep_sea.raw_steps[7]
     assert terminated
     assert truncated
@@ -174,7 +174,7 @@ def test_a_termination_at_the_time_limit_is_a_termination():
 def test_cartpole_limit_of_five():
     """From standing still, alternating pushes keep the pole up, so only the limit can end an episode."""
     free, limited = played("CartPole-v1").env, make_env("CartPole-v1", max_episode_steps=5)
-    assert (free.max_episode_steps, limited.max_episode_steps) == (500, 5)
+    assert (free.spec.max_episode_steps, limited.spec.max_episode_steps) == (500, 5)
     keys, pushes = jax.random.split(jax.random.key(0), 12), jnp.arange(12) % 2
 
     @jax.jit

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.envs import Environment, TimeStep, make_env
+from dqn_jax.envs import Environment, EnvSpec, TimeStep, make_env
 from dqn_jax.evaluation import make_evaluate, one_environment
 from dqn_jax.networks import Network, QValues
 
@@ -32,7 +32,7 @@ def script_step(key, state, action, params):
     return state, TimeStep(obs, obs, reward, ended & odd, ended & ~odd)
 
 
-SCRIPT = Environment("script", script_init, script_step, jnp.float32(1), (2,), np.dtype(np.float32), 2, LONGEST)
+SCRIPT = Environment(EnvSpec("script", (2,), np.dtype(np.float32), 2, LONGEST), script_init, script_step, jnp.float32(1))
 # Q(s, a) = w[a] . s.
 LINEAR = Network(lambda key: jnp.eye(2), lambda params, obs, key: QValues(params @ obs))
 PREFERS_0, PREFERS_1 = jnp.array([[1.0, 0], [0, 0]]), jnp.array([[0.0, 0], [1, 0]])

@@ -150,7 +150,7 @@ def test_the_floor_learns_at_every_step(benchmark):
     config = dataclasses.replace(STEADY, optimizer="adam", learning_rate=1e-3)
     learner = make_learner(NETWORK, config)
     state = learner.init(jax.random.key(0), hyperparams_of(config).learner)
-    after, losses = jax.jit(benchmark.bare_arithmetic(NETWORK, config, ENV.obs_shape, steps=5))(state)
+    after, losses = jax.jit(benchmark.bare_arithmetic(NETWORK, config, ENV.spec.obs_shape, steps=5))(state)
     assert len(set(np.asarray(losses).tolist())) == 5
     assert int(after.opt_state[0].count) == 5
     # The target is the parameters before the last update: it moved too.

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.common import assert_bitwise
+from laws.common import assert_bitwise, spec_of
 
 from dqn_jax.agent import hyperparams_of, make_agent
 from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, NetworkConfig, RunnerConfig
-from dqn_jax.distributed import actor_learner, actors, data_parallel, engines, parameter_server, server_on_workers
+from dqn_jax.distributed import actor_learner, actors, data_parallel, engines, parameter_server, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
 from dqn_jax.envs import make_env
 from dqn_jax.federated import driver as federated
@@ -99,7 +99,7 @@ def experiment(kind, agent, network, env=None):
     config = ServerExperiment(**fields, runner=runner, total_frames=200, backend=backend, server=server, **WORKERS)
     if backend == "device":
         return config, parameter_server.from_config
-    return config, lambda config: server_on_workers.from_config(config, engine_of(config, server_on_workers.make_job, 2))
+    return config, lambda config: server_on_workers.from_config(config, engine_of(config, workers.make_job, 2))
 
 
 def engine_of(config, make_job, size):
@@ -151,7 +151,7 @@ def test_munchausens_target_by_hand():
         def __init__(self, q_values):
             self.q_values = q_values
 
-    network = make_network(NetworkConfig(), (4,), 2)._replace(apply=lambda params, obs, key: Table(obs @ params))
+    network = make_network(NetworkConfig(), spec_of((4,), 2))._replace(apply=lambda params, obs, key: Table(obs @ params))
     output = make_loss(network, config)(table, target, BATCH, KEY, hyperparams_of(config).loss)
     policy = np.exp(target / 0.5) / np.exp(target / 0.5).sum(axis=1, keepdims=True)
     # sum_a pi(a) (Q'(a) - tau log pi(a)), and a bonus of alpha tau log pi of the action taken, not below -1.
@@ -163,7 +163,7 @@ def test_munchausens_target_by_hand():
 
 
 def test_noise_is_drawn_from_a_key_and_left_out_without_one():
-    network = make_network(NetworkConfig(head="mine:noisy", hidden_sizes=(8,)), (4,), 2)
+    network = make_network(NetworkConfig(head="mine:noisy", hidden_sizes=(8,)), spec_of((4,), 2))
     params = jax.tree.map(lambda x: x + 0.1, network.init(KEY))
     obs = jnp.ones(4)
     one, again, other = (network.apply(params, obs, jax.random.key(k)).q_values for k in (1, 1, 2))
@@ -184,7 +184,7 @@ def test_noise_is_drawn_from_a_key_and_left_out_without_one():
 def test_c51_moves_its_mass_by_hand():
     """All mass of the best action on 10: with r = 1 and a discount of a half it moves to 6."""
     config = AgentConfig(loss="mine:c51_loss")
-    make_network(NetworkConfig(head="mine:c51"), (4,), 2)
+    make_network(NetworkConfig(head="mine:c51"), spec_of((4,), 2))
     mine = sys.modules["mine"]
     atoms = np.full((4, 2, 51), 0.0, np.float32)
     # The support's atom 5 is 10; the other action is worth 0.
@@ -195,7 +195,7 @@ def test_c51_moves_its_mass_by_hand():
         logits = jnp.tensordot(obs, params, 1)
         return mine.Atoms(jax.nn.softmax(logits) @ mine.SUPPORT, logits)
 
-    network = make_network(NetworkConfig(), (4,), 2)._replace(apply=apply)
+    network = make_network(NetworkConfig(), spec_of((4,), 2))._replace(apply=apply)
     output = make_loss(network, config)(jnp.array(now), jnp.array(atoms), BATCH, KEY, {})
     # 6 on atoms 2 apart is atom 3. The other transition ends with 2, which is atom 1.
     np.testing.assert_allclose(output.loss, [-now[0, 0, 3], -now[1, 1, 1]], rtol=1e-4)

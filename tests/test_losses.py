@@ -19,7 +19,7 @@ from dqn_jax.losses import LossOutput, make_loss
 from dqn_jax.networks import make_network
 
 ENV = make_env("CartPole-v1")
-NETWORK = make_network(NetworkConfig(hidden_sizes=(4,)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(4,)), ENV.spec)
 SMALL = {"num_envs": 2, "batch_size": 4, "replay_capacity": 16, "learning_starts": 4}
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws.common import spec_of
 
 from dqn_jax.config import InputError, NetworkConfig
 from dqn_jax.networks import make_network
@@ -36,7 +37,7 @@ def conv_reference(params, image):
 
 @pytest.fixture(scope="module")
 def conv():
-    network = make_network(NetworkConfig(trunk="conv", hidden_sizes=(8,), channels=4), IMAGE, 3)
+    network = make_network(NetworkConfig(trunk="conv", hidden_sizes=(8,), channels=4), spec_of(IMAGE, 3))
     params = jax.jit(network.init)(KEY)
     # Biases start at 0, where a forgotten one would not show.
     noise = iter(jax.random.split(jax.random.key(1), 100))
@@ -58,7 +59,7 @@ def test_convolution_is_xlas(conv):
 
 
 def test_mlp_is_matrix_products():
-    network = make_network(NetworkConfig(hidden_sizes=TINY), (4,), 2)
+    network = make_network(NetworkConfig(hidden_sizes=TINY), spec_of((4,), 2))
     params = jax.tree.map(lambda x: np.asarray(x) + 0.1, network.init(KEY))
     obs = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
     hidden = obs
@@ -81,7 +82,7 @@ def test_mlp_is_matrix_products():
     ],
 )
 def test_trunk(trunk, obs_shape, first_layer):
-    network = make_network(NetworkConfig(trunk=trunk, hidden_sizes=TINY, channels=4), obs_shape, 3)
+    network = make_network(NetworkConfig(trunk=trunk, hidden_sizes=TINY, channels=4), spec_of(obs_shape, 3))
     params = jax.eval_shape(network.init, KEY)
     assert params.keys() == {"trunk", "head"}
     found = shapes(params)
@@ -98,7 +99,7 @@ def test_trunk(trunk, obs_shape, first_layer):
 @pytest.mark.parametrize("obs_shape", [(4,), (10, 5), (2, 10, 3), (10, 2, 3), (4, 4, 4, 4)])
 def test_convolution_refuses_what_is_no_image(obs_shape):
     with pytest.raises(InputError, match=r"network\.trunk is 'conv'") as error:
-        make_network(NetworkConfig(trunk="conv"), obs_shape, 2)
+        make_network(NetworkConfig(trunk="conv"), spec_of(obs_shape, 2))
     assert str(obs_shape) in str(error.value)
 
 
@@ -119,7 +120,7 @@ def test_a_key_changes_nothing_without_noise(conv):
 
 
 def test_init_follows_its_key():
-    network = make_network(NetworkConfig(hidden_sizes=(8,)), (4,), 2)
+    network = make_network(NetworkConfig(hidden_sizes=(8,)), spec_of((4,), 2))
     one, same, other = (jax.jit(network.init)(jax.random.key(seed))["trunk"]["Dense_0"]["kernel"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -127,7 +128,7 @@ def test_init_follows_its_key():
 
 def test_a_dueling_head_by_hand():
     """Q = V + A - mean A, of streams that are linear in the features."""
-    network = make_network(NetworkConfig(head="dueling", hidden_sizes=(3,)), (4,), 2)
+    network = make_network(NetworkConfig(head="dueling", hidden_sizes=(3,)), spec_of((4,), 2))
     params = jax.tree.map(lambda x: np.asarray(x) + 0.1, network.init(KEY))
     obs = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
     features = np.maximum(dense(params["trunk"]["Dense_0"], obs), 0)
@@ -138,7 +139,7 @@ def test_a_dueling_head_by_hand():
 @pytest.mark.parametrize(("trunk", "obs_shape"), [("mlp", (4,)), ("conv", IMAGE)])
 def test_layer_normalisation_is_before_every_relu(trunk, obs_shape):
     """Each layer minus its mean, over its standard deviation, by a scale and a bias of its own, then cut at 0."""
-    network = make_network(NetworkConfig(trunk=trunk, hidden_sizes=TINY, channels=4, layer_norm=True), obs_shape, 3)
+    network = make_network(NetworkConfig(trunk=trunk, hidden_sizes=TINY, channels=4, layer_norm=True), spec_of(obs_shape, 3))
     noise = iter(jax.random.split(jax.random.key(1), 100))
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * jax.random.normal(next(noise), x.shape)), network.init(KEY))
     obs = np.asarray(jax.random.normal(jax.random.key(2), obs_shape))
@@ -170,6 +171,6 @@ def test_layer_normalisation_is_before_every_relu(trunk, obs_shape):
 )
 def test_parts_that_do_not_exist(field, name, words):
     with pytest.raises(InputError) as refused:
-        make_network(NetworkConfig(**{field: name}), (4,), 2)
+        make_network(NetworkConfig(**{field: name}), spec_of((4,), 2))
     assert str(refused.value).startswith(f"network.{field} is {name!r}")
     assert words in str(refused.value)

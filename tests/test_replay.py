@@ -143,7 +143,7 @@ def test_float_observations_are_kept_as_they_are():
 
 def test_bytes_of_a_breakout_transition():
     env, capacity = make_env("Breakout-MinAtar"), 64
-    obs = jnp.zeros(env.obs_shape, env.obs_dtype)
+    obs = jnp.zeros(env.spec.obs_shape, env.spec.obs_dtype)
     example = Transition(obs, jnp.int32(0), jnp.float32(0), jnp.float32(0), obs)
     storage = make_uniform_replay(example, capacity, 8).init().storage
     # Two observations of 400 bits, and three numbers: 2 * 50 + 3 * 4.

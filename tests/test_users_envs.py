@@ -2,40 +2,17 @@
 
 import sys
 import types
-from typing import NamedTuple
 
 import gymnax
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from federated.helpers import one_line, refusal
+from walks import play, walk
 
-from dqn_jax.envs import Functions, from_functions, make_env, parameter, parse_kwargs, with_parameters
+from dqn_jax.config import ExperimentConfig
+from dqn_jax.envs import env_of, from_functions, make_env, parameter, parse_kwargs, with_parameters
 from dqn_jax.federated.heterogeneity import draw_envs, varied_fields
-
-KEY = jax.random.key(0)
-
-
-class Walk(NamedTuple):
-    goal: jax.Array
-
-
-def walk(**changes):
-    """From 0 one to the right for action 1; a reward of 10 times the place, and an end at the goal.
-
-    The second number of an observation is 0.5 after a reset and 1 after a step.
-    """
-
-    def reset(key, params):
-        return jnp.int32(0), jnp.array([0.0, 0.5])
-
-    def step(key, place, action, params):
-        place = place + action
-        return place, jnp.stack([place, 1.0]).astype(jnp.float32), 10.0 * place, place >= params.goal
-
-    fields = {"reset": reset, "step": step, "num_actions": 2, "params": Walk(3), "max_episode_steps": 5}
-    return Functions(**(fields | changes))
 
 
 @pytest.fixture
@@ -45,19 +22,14 @@ def mine(monkeypatch):
     return module
 
 
-def play(env, actions, params=None):
-    params = env.params if params is None else params
-    state, obs = env.init(KEY, params)
-    steps = []
-    for t, action in enumerate(actions):
-        state, step = jax.jit(env.step)(jax.random.fold_in(KEY, t), state, jnp.int32(action), params)
-        steps.append(step)
-    return obs, jax.tree.map(lambda *x: np.stack(x), *steps)
-
-
 def test_episodes_by_hand():
     env = from_functions("walk", walk())
-    assert (env.obs_shape, env.obs_dtype, env.num_actions, env.max_episode_steps) == ((2,), np.float32, 2, 5)
+    assert (env.spec.obs_shape, env.spec.obs_dtype, env.spec.num_actions, env.spec.max_episode_steps) == (
+        (2,),
+        np.float32,
+        2,
+        5,
+    )
     first, steps = play(env, [1, 1, 1, 1, 0, 0, 0, 0, 1])
     assert first.tolist() == [0.0, 0.5]
     # The goal in the third step; then a limit of five in the eighth, and the next episode.
@@ -78,7 +50,7 @@ def test_an_end_at_the_limit_is_a_termination():
 
 def test_another_limit_and_other_parameters():
     env = from_functions("walk", walk(max_episode_steps=None), max_episode_steps=2)
-    assert env.max_episode_steps == 2
+    assert env.spec.max_episode_steps == 2
     assert play(env, [0, 0])[1].truncated.tolist() == [False, True]
     near = with_parameters(env.params, goal=jnp.int32(1))
     assert parameter(near, "goal") == 1
@@ -91,21 +63,21 @@ def test_a_function_may_return_one_of_three(mine):
     env, params = gymnax.make("CartPole-v1")
     mine.functions, mine.gymnax_pair = walk, lambda: (env, params)
     mine.whole = lambda: from_functions("mine", walk())
-    assert make_env("mine:functions").max_episode_steps == 5
-    assert make_env("mine:gymnax_pair", 7).max_episode_steps == 7
-    assert make_env("mine:gymnax_pair").obs_shape == (4,)
-    assert make_env("mine:whole").max_episode_steps == 5
+    assert make_env("mine:functions").spec.max_episode_steps == 5
+    assert make_env("mine:gymnax_pair", 7).spec.max_episode_steps == 7
+    assert make_env("mine:gymnax_pair").spec.obs_shape == (4,)
+    assert make_env("mine:whole").spec.max_episode_steps == 5
     # Another limit for one that resets itself.
     cut = make_env("mine:whole", 2)
     assert play(cut, [0, 0, 1, 1])[1].truncated.tolist() == [False, True, False, True]
     message = refusal(lambda: make_env("mine:whole", 6))
-    assert message == "max_episode_steps is 6, and env 'mine' ends after 5 by itself: give less"
+    assert message == "env 'mine' ends after 5 steps by itself, before a time limit of 6: give less"
 
 
 def test_arguments_reach_the_function_and_gymnax(mine):
     mine.walk = lambda limit, words="": walk(max_episode_steps=limit)
-    assert make_env("mine:walk", kwargs=("limit=9", "words=left or right")).max_episode_steps == 9
-    assert make_env("Catch-bsuite", kwargs=("rows=7", "columns=3")).obs_shape == (7, 3)
+    assert make_env("mine:walk", kwargs=("limit=9", "words=left or right")).spec.max_episode_steps == 9
+    assert make_env("Catch-bsuite", kwargs=("rows=7", "columns=3")).spec.obs_shape == (7, 3)
     assert parse_kwargs(("size=12", "shape=(2, 3)", "name=x-1", "flag=True")) == {
         "size": 12,
         "shape": (2, 3),
@@ -150,7 +122,6 @@ def test_what_cannot_be_used_is_one_sentence(mine, make, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gymnasium:CartPole-v1", "which is stepped on the host: train it with experiments/actor_learner.py"),
         ("LunarLander-v3", "or give module:function for one of your own, gymnasium:NAME for one of Gymnasium's"),
         ("ALE/Breakout-v5", "gymnasium:NAME for one of Gymnasium's"),
         ("CartPole-v2", "did you mean CartPole-v1?"),
@@ -160,6 +131,14 @@ def test_what_cannot_be_used_is_one_sentence(mine, make, words):
 )
 def test_names_that_mean_nothing_here(name, words):
     assert words in refusal(lambda: make_env(name))
+
+
+def test_who_cannot_step_it_says_who_can():
+    message = refusal(lambda: env_of(ExperimentConfig(env="gymnasium:CartPole-v1")))
+    assert message == (
+        "env is 'gymnasium:CartPole-v1', which is stepped on the host: train it with experiments/actor_learner.py, or with "
+        "experiments/parameter_server.py --backend threads, in-process or ray"
+    )
 
 
 def test_a_range_of_any_parameter(mine):

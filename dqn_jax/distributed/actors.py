@@ -1,6 +1,6 @@
 """Actors: what each explores with, the blocks of transitions it sends, and how they become one.
 
-Not here: where actors run (`engines`), environments of the host (`host_envs`), learning (`actor_learner`).
+Not here: where actors run (`engines`), how environments are stepped (`acting`), learning (`actor_learner`).
 
 Shapes: N actors, E environments of an actor, T environment steps in a block.
 """
@@ -13,11 +13,11 @@ import numpy as np
 
 from dqn_jax.actor import ActorState, make_actor
 from dqn_jax.agent import hyperparams_of, keys_of, reduce_info
-from dqn_jax.distributed import host_envs
+from dqn_jax.distributed.acting import make_acting
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.post import Job, Order
 from dqn_jax.distributed.roles import Copy
-from dqn_jax.envs import Environment, env_of, is_host
+from dqn_jax.envs import env_of
 from dqn_jax.exploration import NO_EXPLORATION, make_exploration
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
@@ -46,17 +46,6 @@ class Block(NamedTuple):
     """[T, E] by the actor's own parameters; None where the replay has no priorities."""
 
 
-class Moment(NamedTuple):
-    """What environments gave when they were stepped once; in a block, leaves [T, ...]."""
-
-    transitions: Transition
-    """Leaves [E, ...]."""
-    valid: jax.Array
-    """[] bool."""
-    info: Info
-    """Of `Actor.act`."""
-
-
 def epsilon_ladder(num_actors: int) -> np.ndarray:
     """[N] epsilon of each actor: 0.4^(1 + 7 i / (N - 1)), a single one being the first (Horgan et al. 2018, section 4)."""
     return _LADDER_BASE ** (1.0 + _LADDER_STEP * np.arange(num_actors) / max(1, num_actors - 1))
@@ -72,37 +61,23 @@ def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -
     return numbers
 
 
-def make_env_of(config: ActorLearnerExperiment) -> Environment:
-    """The environment of an experiment; one of the host can only be described here."""
-    if is_host(config.env):
-        return host_envs.describe(config.env, config.max_episode_steps, config.env_kwargs)
-    return env_of(config)
-
-
 def make_job(config: ActorLearnerExperiment) -> Job:
     """What an actor does, for any engine."""
-    env = make_env_of(config)
-    network = make_network(config.network, env.obs_shape, env.num_actions)
+    env = env_of(config, on_host=True)
+    network = make_network(config.network, env.spec)
     exploration = {
         "ladder": make_exploration(config.agent, give_way=True),
         "shared": make_exploration(config.agent),
         "none": NO_EXPLORATION,
     }[config.actors.exploration]
     actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors, exploration=exploration)
+    acting = make_acting(env, actor)
     learner = make_learner(network, config.agent)
     _, actor_key, learner_key = keys_of(stream_key(config.seed))
 
     @jax.jit
     def init(stream: jax.Array, numbers: ActorHyperparams) -> ActorState:
         return actor.init(actor_key, env.params, numbers, first_env=stream * config.envs_per_actor)
-
-    def step(state: ActorState, params: Params) -> tuple[ActorState, Moment]:
-        state, transitions, valid, info = actor.act(state, params)
-        return state, Moment(transitions, jnp.asarray(valid), info)
-
-    @jax.jit
-    def play(state: ActorState, params: Params) -> tuple[ActorState, Moment]:
-        return jax.lax.scan(lambda state, _: step(state, params), state, length=config.acts_per_block)
 
     @jax.jit
     def priorities(transitions: Transition, policy: Policy, version: jax.Array) -> jax.Array:
@@ -116,17 +91,14 @@ def make_job(config: ActorLearnerExperiment) -> Job:
 
         return jax.vmap(of_moment)(transitions)
 
-    host = host_envs.make_actor(config, actor) if is_host(config.env) else None
-
     def begin(order: Order) -> tuple[Tree, Policy]:
         numbers = actor_hyperparams(config, order.stream % config.actors.num_actors, order.frames)
-        state = init(jnp.int32(order.stream), numbers)
-        return state if host is None else host.begin(state, order.stream), order.params
+        return acting.begin(init(jnp.int32(order.stream), numbers)), order.params
 
     def work(state: tuple[Tree, Policy], order: Order) -> tuple[tuple[Tree, Policy], Block, Info]:
         actor_state, policy = state
         policy = policy if order.params is None else order.params
-        actor_state, (transitions, valid, infos) = (play if host is None else host.play)(actor_state, policy.params)
+        actor_state, (transitions, valid, infos) = acting.play(actor_state, policy.params, config.acts_per_block)
         known = priorities(transitions, policy, jnp.int32(order.version)) if config.agent.memory == "prioritised" else None
         return (actor_state, policy), Block(transitions, valid, known), reduce_info(infos)
 

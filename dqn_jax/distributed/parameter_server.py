@@ -276,7 +276,7 @@ def from_config(config: ServerExperiment) -> tuple[Driver, Evaluator]:
       InputError: for an environment, a number of devices or sizes that cannot be used.
     """
     env = env_of(config)
-    network = make_network(config.network, env.obs_shape, env.num_actions)
+    network = make_network(config.network, env.spec)
     try_users_parts(env, network, config.agent, config.network)
     driver = make_parameter_server(
         env,

@@ -21,7 +21,7 @@ from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.mapping import stream_key
 from dqn_jax.networks import Network
 from dqn_jax.replay import ReplayState
-from dqn_jax.types import Info, Params, Tree
+from dqn_jax.types import Info, Params, Transition, Tree
 
 
 class Copy(NamedTuple):
@@ -40,6 +40,12 @@ class Worker(NamedTuple):
     number, epsilon going on as after `frames` frames."""
     work: Callable[[AgentState], tuple[AgentState, Params, Info]]
     """state -> (state, push, info): the agent steps between two pushes."""
+    fresh: Callable[..., AgentState]
+    """As `init`, before the warm-up: for who acts elsewhere, and stores what comes of it with `store`."""
+    store: Callable[[AgentState, Transition, jax.Array], AgentState]
+    """(state, transitions [T, E, ...], valid [T]) -> state."""
+    learn: Callable[[AgentState], tuple[AgentState, Params, Info]]
+    """state -> (state, push, info): what one agent step does after its acts."""
     pull: Callable[..., AgentState]
     """(state, server state, due=True) -> state with the server's parameters and target where `due` ([] or [W] bool)."""
     empty: Callable[[], ReplayState]
@@ -88,15 +94,17 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
     agent = make_agent(env, network, config)
     defaults = hyperparams_of(config)
 
-    def init(
+    def fresh(
         seed: Tree, number: Tree, state: LearnerState | Copy, replay: ReplayState | None = None, frames: jax.Array | int = 0
     ) -> AgentState:
         actor_hyperparams = defaults.actor._replace(epsilon_first_frame=-jnp.asarray(frames, jnp.int32))
         worker = agent.init(stream_key(seed), hyperparams=defaults._replace(actor=actor_hyperparams), shard=number)
         if server.push == "gradient":
             worker = worker.replace(learner=worker.learner.replace(opt_state=()))
-        worker = worker if replay is None else worker.replace(replay=replay)
-        return agent.warm_up(pull(worker, state))
+        return pull(worker if replay is None else worker.replace(replay=replay), state)
+
+    def init(*args: Tree, **options: Tree) -> AgentState:
+        return agent.warm_up(fresh(*args, **options))
 
     def pull(worker: AgentState, state: LearnerState | Copy, due: jax.Array | bool = True) -> AgentState:
         due = jnp.asarray(due)
@@ -107,16 +115,25 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
         pulled, own = ({name: getattr(learner, name) for name in Copy._fields} for learner in (state, worker.learner))
         return worker.replace(learner=worker.learner.replace(**jax.tree.map(choose, pulled, own)))
 
+    def store(worker: AgentState, transitions: Transition, valid: jax.Array) -> AgentState:
+        return jax.lax.scan(lambda worker, moment: (agent.add(worker, *moment), None), worker, (transitions, valid))[0]
+
+    def learn(worker: AgentState) -> tuple[AgentState, Params, Info]:
+        worker, before = agent.prepare(worker), worker.learner.params
+        if server.push == "gradient":
+            return agent.grad(worker)
+        worker, info = repeat(agent.learn, config.updates_per_step)(worker)
+        return worker, _descent(before, worker), info
+
     def gradient(worker: AgentState) -> tuple[AgentState, Params, Info]:
         worker, act_info = repeat(agent.act, config.acts_per_step)(worker)
-        worker = agent.prepare(worker)
-        worker, grads, grad_info = agent.grad(worker)
+        worker, grads, grad_info = learn(worker)
         return worker, grads, act_info | grad_info
 
     def delta(worker: AgentState) -> tuple[AgentState, Params, Info]:
         before = worker.learner.params
         worker, info = repeat(agent.step, server.local_steps)(worker)
-        return worker, jax.tree.map(jnp.subtract, before, worker.learner.params), info
+        return worker, _descent(before, worker), info
 
     def work(worker: AgentState) -> tuple[AgentState, Params, Info]:
         worker, push, info = (gradient if server.push == "gradient" else delta)(worker)
@@ -126,7 +143,12 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
         learner = state if server.push == "gradient" else pull(worker, state).learner
         return diagnose(agent, worker.replace(learner=learner))
 
-    return Worker(init, work, pull, lambda: agent.memory.init(defaults.replay), look)
+    return Worker(init, work, fresh, store, learn, pull, lambda: agent.memory.init(defaults.replay), look)
+
+
+def _descent(before: Params, worker: AgentState) -> Params:
+    """How far a worker has moved from the parameters it had: what is left when it is taken away from them."""
+    return jax.tree.map(jnp.subtract, before, worker.learner.params)
 
 
 def make_server(network: Network, config: AgentConfig, server: ServerConfig) -> Server:

@@ -1,6 +1,6 @@
 """A parameter server with real workers: the roles of the model on device, time being what passes.
 
-Not here: where workers run (`engines`), what they do and what becomes of a push (`roles`).
+Not here: where workers run (`engines`), what they do (`workers`), what becomes of a push (`roles`).
 
 Shapes: W workers.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from dqn_jax.agent import not_finite, reduce_info
 from dqn_jax.distributed.config import ServerExperiment
 from dqn_jax.distributed.engines.crew import Crew
-from dqn_jax.distributed.engines.post import Engine, Job, Lost, Order, Report
-from dqn_jax.distributed.roles import Copy, lag_info, make_server, make_worker, may_start, pulls
+from dqn_jax.distributed.engines.post import Engine, Lost, Report
+from dqn_jax.distributed.roles import Copy, lag_info, make_server, may_start, pulls
 from dqn_jax.envs import env_of
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
@@ -36,35 +36,18 @@ class HubState(flax.struct.PyTreeNode):
     """[W] int32 pushes of each worker."""
 
 
-def make_job(config: ServerExperiment) -> Job:
-    """What a worker does, for any engine."""
-    env = env_of(config)
-    network = make_network(config.network, env.obs_shape, env.num_actions)
-    worker = make_worker(env, network, config.agent, config.server)
-    init = jax.jit(lambda number, frames, copy: worker.init(config.seed, number, copy, frames=frames))
-    pull, work = jax.jit(worker.pull), jax.jit(worker.work)
-
-    def begin(order: Order) -> Tree:
-        return init(jnp.int32(order.stream), jnp.int32(order.frames), order.params)
-
-    def carry_out(state: Tree, order: Order) -> tuple[Tree, Tree, Info]:
-        return work(state if order.params is None else pull(state, order.params))
-
-    return Job(begin, carry_out)
-
-
 def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evaluator]:
     """The driver of a whole experiment on real workers, and its greedy evaluation: what `runner.run` takes.
 
     Args:
       config: the experiment; its budget counts the frames of all workers.
-      engine: its workers, with `make_job(config)` as their job.
+      engine: its workers, with `workers.make_job(config)` as their job.
 
     Raises:
       InputError: for an environment or sizes that cannot be used.
     """
-    env = env_of(config)
-    network = make_network(config.network, env.obs_shape, env.num_actions)
+    env = env_of(config, on_host=True)
+    network = make_network(config.network, env.spec)
     try_users_parts(env, network, config.agent, config.network)
     hub = _Hub(config, engine, network)
     warm_up = config.warm_up_frames

@@ -1,13 +1,14 @@
-"""What an environment is: pure functions and a description. Not here: where environments come from, batches of them."""
+"""What an environment is: a description, and what steps it. Not here: where environments come from, batches of them."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.types import Tree
+from dqn_jax.lookup import check_like
+from dqn_jax.types import EnvSpec, Tree
 
 EnvState: TypeAlias = Tree
 EnvParams: TypeAlias = Tree
@@ -28,21 +29,34 @@ class TimeStep(NamedTuple):
     """[] bool, the time limit cut the episode; never true together with `terminated`."""
 
 
-class Environment(NamedTuple):
-    """One environment as pure functions; it resets itself after an episode's end."""
+class Running(Protocol):
+    """E environments that are stepped on the host, in mid-episode. They reset themselves after an episode's end."""
 
-    name: str
+    obs: np.ndarray
+    """[E, ...] observations to act on next."""
+
+    def step(self, actions: np.ndarray) -> TimeStep:
+        """Steps all of them by actions [E]; the time step has leaves [E, ...]."""
+
+    def close(self) -> None:
+        """Ends them."""
+
+
+class Environment(NamedTuple):
+    """One environment; it resets itself after an episode's end.
+
+    One of the host says what it is and starts; its `init` gives no more than an observation's shape, and `step` raises.
+    """
+
+    spec: EnvSpec
     init: Callable[[jax.Array, EnvParams], tuple[EnvState, jax.Array]]
     """(key, params) -> (state, first observation)."""
     step: Callable[[jax.Array, EnvState, jax.Array, EnvParams], tuple[EnvState, TimeStep]]
     """(key, state, action, params) -> (state, time step)."""
     params: EnvParams
     """Default parameters as arrays; they can differ from one environment to the next."""
-    obs_shape: tuple[int, ...]
-    obs_dtype: np.dtype
-    """Of observations, which networks cast to float32; bool where the replay may store eight entries to a byte."""
-    num_actions: int
-    max_episode_steps: int
+    start: Callable[[Sequence[int]], Running] | None = None
+    """Of an environment that is stepped on the host: E seeds -> E of them. None where a program steps it."""
 
 
 def reset_key(stream: jax.Array) -> jax.Array:
@@ -50,7 +64,27 @@ def reset_key(stream: jax.Array) -> jax.Array:
     return jax.random.fold_in(stream, jnp.uint32(2**32 - 1))
 
 
+def seeds_of(streams: jax.Array) -> list[int]:
+    """The seeds of environments that are stepped on the host, one for each of their random streams [E]."""
+    bits = jax.vmap(lambda stream: jax.random.bits(reset_key(stream), dtype=jnp.uint32))(streams)
+    # Gymnasium takes no seed above 2^31 from some environments.
+    return (np.asarray(bits) >> 1).tolist()
+
+
 def strong(x: Tree) -> jax.Array:
     """Drops the weak type that Python numbers leave behind: where reset and step differ in it, a loop is traced twice."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
+
+
+def check_environment(argument: str, name: str, env: Environment) -> None:
+    """Traces a reset and a step; raises InputError where their shapes do not go together, for the part that made them."""
+    key = jax.eval_shape(jax.random.key, 0)
+    state, obs = jax.eval_shape(env.init, key, env.params)
+    after, time_step = jax.eval_shape(env.step, key, state, jax.ShapeDtypeStruct((), jnp.int32), env.params)
+    described = jax.ShapeDtypeStruct(env.spec.obs_shape, env.spec.obs_dtype)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    check_like(argument, name, {"observation": obs}, {"observation": described})
+    check_like(argument, name, {"state": after}, {"state": state})
+    shapes = dict.fromkeys(TimeStep._fields, scalar) | {"obs": described, "final_obs": described}
+    check_like(argument, name, time_step._asdict(), shapes)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dqn_jax.config import InputError
 from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, strong
+from dqn_jax.types import EnvSpec
 
 # Every entry of these observations is 0 or 1 (gymnax declares them as floats, or as one integer for FrozenLake).
 _BOOLEAN_OBSERVATIONS = frozenset(
@@ -106,7 +107,7 @@ def from_gymnax(name: str, env: Any, params: EnvParams, max_episode_steps: int |
         )
         return jax.tree.map(strong, state), time_step
 
-    return Environment(name, init, step, params, obs.shape, obs.dtype, num_actions, limit)
+    return Environment(EnvSpec(name, obs.shape, obs.dtype, num_actions, limit), init, step, params)
 
 
 def _num_actions(env: Any, params: EnvParams) -> int | None:
@@ -114,12 +115,12 @@ def _num_actions(env: Any, params: EnvParams) -> int | None:
 
 
 def _observer(name: str, env: Any, params: EnvParams) -> Callable[[jax.Array], jax.Array]:
-    """The map from gymnax's observation to ours: one-hot for a scalar, bool where declared, else float32."""
+    """The map from gymnax's observation to ours: one-hot for a scalar, bool where declared; bytes stay, the rest is float32."""
     space = env.observation_space(params)
-    dtype = bool if name in _BOOLEAN_OBSERVATIONS else jnp.float32
 
     def observe(obs: jax.Array) -> jax.Array:
         obs = jax.nn.one_hot(obs, space.n) if jnp.ndim(obs) == 0 else obs
-        return obs.astype(dtype)
+        small = obs.dtype in (jnp.bool_, jnp.uint8)
+        return obs.astype(bool if name in _BOOLEAN_OBSERVATIONS else obs.dtype if small else jnp.float32)
 
     return observe

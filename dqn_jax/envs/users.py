@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import InputError, require
-from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, strong
+from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, check_environment, strong
 from dqn_jax.envs.gymnax_envs import from_gymnax
+from dqn_jax.envs.wrappers import time_limit
 from dqn_jax.lookup import blamed_on, check_like, lookup
-from dqn_jax.types import Tree
+from dqn_jax.types import EnvSpec, Tree
 
 _ARGUMENT = "env"
 
@@ -68,7 +69,7 @@ def make_users(spec: str, max_episode_steps: int | None, kwargs: Mapping[str, ob
         if isinstance(made, Functions):
             env = from_functions(spec, made, max_episode_steps)
         elif isinstance(made, Environment):
-            env = made if max_episode_steps is None else _cut(spec, made, max_episode_steps)
+            env = made if max_episode_steps is None else time_limit(made, max_episode_steps)
         elif isinstance(made, tuple) and len(made) == 2:
             env = from_gymnax(spec, *made, max_episode_steps)
         else:
@@ -76,7 +77,7 @@ def make_users(spec: str, max_episode_steps: int | None, kwargs: Mapping[str, ob
                 f"env is {spec!r}, which gives a {type(made).__name__}: return an envs.Environment, a gymnax "
                 "environment and its parameters, or envs.Functions"
             )
-        _check(spec, env)
+        check_environment(_ARGUMENT, spec, env)
     return env
 
 
@@ -127,35 +128,8 @@ def from_functions(name: str, functions: Functions, max_episode_steps: int | Non
         )
         return next_state, TimeStep(next_obs, strong(obs), jnp.asarray(reward, jnp.float32), terminated, truncated)
 
-    return Environment(name, init, step, params, first_obs.shape, np.dtype(first_obs.dtype), functions.num_actions, limit)
-
-
-def _cut(name: str, env: Environment, max_episode_steps: int) -> Environment:
-    """An environment with a shorter time limit than its own."""
-    own = env.max_episode_steps
-    require(
-        max_episode_steps <= own,
-        f"max_episode_steps is {max_episode_steps}, and env {env.name!r} ends after {own} by itself: give less",
-    )
-
-    def step(key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams) -> tuple:
-        state, time_step = env.step(key, state, action, params)
-        return state, time_step.final_obs, time_step.reward, time_step.terminated
-
-    return from_functions(name, Functions(env.init, step, env.num_actions, env.params), max_episode_steps)
-
-
-def _check(spec: str, env: Environment) -> None:
-    """Traces a reset and a step; raises InputError where their shapes do not go together."""
-    key = jax.eval_shape(jax.random.key, 0)
-    state, obs = jax.eval_shape(env.init, key, env.params)
-    after, time_step = jax.eval_shape(env.step, key, state, jax.ShapeDtypeStruct((), jnp.int32), env.params)
-    described = jax.ShapeDtypeStruct(env.obs_shape, env.obs_dtype)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    check_like(_ARGUMENT, spec, {"observation": obs}, {"observation": described})
-    check_like(_ARGUMENT, spec, {"state": after}, {"state": state})
-    shapes = dict.fromkeys(TimeStep._fields, scalar) | {"obs": described, "final_obs": described}
-    check_like(_ARGUMENT, spec, time_step._asdict(), shapes)
+    spec = EnvSpec(name, first_obs.shape, np.dtype(first_obs.dtype), functions.num_actions, limit)
+    return Environment(spec, init, step, params)
 
 
 def parameter(params: EnvParams, name: str) -> Tree:

@@ -219,6 +219,8 @@ class FederatedExperiment:
     """A gymnax environment with discrete actions, or a user's module:function."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of what makes the environment, such as size=12."""
+    wrappers: tuple[str, ...] = ()
+    """Changes to it, the first next to it: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function."""
     max_episode_steps: int | None = None
     """Time limit of an episode; None keeps the environment's own."""
     num_devices: int | None = None
@@ -246,7 +248,7 @@ class FederatedExperiment:
         object.__setattr__(self, "run_dir", Path(self.run_dir))
         check_choices("", self)
         check_names("", self, "env")
-        check_texts("", self, "env_kwargs")
+        check_texts("", self, "env_kwargs", "wrappers")
         check_whole("", self, "num_seeds", "rounds")
         check_whole("", self, "seed", least=0)
         check_whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))

@@ -15,7 +15,7 @@ import numpy as np
 
 from dqn_jax.agent import make_agent
 from dqn_jax.config import AgentConfig, InputError
-from dqn_jax.envs import Environment, EnvParams, env_of
+from dqn_jax.envs import Environment, EnvParams, env_of, eval_env_of
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.federated.aggregation import make_aggregator, make_weighting
 from dqn_jax.federated.centralised import make_centralised
@@ -47,7 +47,7 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
       InputError: for an environment, distribution, named part, number of devices or sizes that cannot be used.
     """
     env = env_of(config)
-    network = make_network(config.network, env.obs_shape, env.num_actions)
+    network = make_network(config.network, env.spec)
     try_users_parts(env, network, config.agent, config.network)
     count = config.num_devices
     devices = devices_for(count, config.num_seeds) if config.seeds_over_devices else local_devices(count)
@@ -68,7 +68,8 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
         rounds_per_step=config.runner.log_every,
     )
     players = devices if config.seeds_over_devices else devices[:1]
-    return driver, make_evaluator(env, network, config.federated, envs, config.runner.eval_episodes, players)
+    played = eval_env_of(config, env)
+    return driver, make_evaluator(played, network, config.federated, envs, config.runner.eval_episodes, players)
 
 
 def named_parts(env: Environment, network: Network, agent_config: AgentConfig, config: FederatedConfig) -> Parts:

@@ -137,10 +137,11 @@ def draw_envs(
     Raises:
       InputError: for a distribution that is unknown or of another environment.
     """
-    distribution = distribution_of(name, env.name)
+    distribution = distribution_of(name, env.spec.name)
     unknown = [field for field in (distribution.ranges if distribution else ()) if parameter(env.params, field) is None]
     require(
-        not unknown, f"federated.heterogeneity is {name!r}, and {env.name} has no parameter {', '.join(unknown)}: correct it"
+        not unknown,
+        f"federated.heterogeneity is {name!r}, and {env.spec.name} has no parameter {', '.join(unknown)}: correct it",
     )
 
     def one(key: jax.Array, low: float, high: float) -> EnvParams:

@@ -21,7 +21,7 @@ import pytest
 from laws.common import STEADY, arrays, assert_close
 
 from dqn_jax.config import InputError, NetworkConfig, RunnerConfig, TrainingError
-from dqn_jax.distributed import actor_learner, actors, engines, server_on_workers
+from dqn_jax.distributed import actor_learner, actors, engines, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
 from dqn_jax.distributed.engines import on_ray
 from dqn_jax.distributed.engines.post import Job, Lost, Order
@@ -126,12 +126,14 @@ def test_a_server_outlives_a_worker(address, tmp_path):
         ServerExperiment,
         tmp_path,
         address,
+        # Its environments are stepped by Ray's processes, between their programs.
+        env="gymnasium:CartPole-v1",
         total_frames=32 + 5 * 100,
         agent=dataclasses.replace(STEADY, num_envs=1, batch_size=8, replay_capacity=64, learning_starts=15),
         runner=RunnerConfig(log_every=100, checkpoint_every=200),
         server=ServerConfig(num_workers=2, mode="bounded", staleness_bound=20),
     )
-    engine = engines.start("ray", noting(lambda: server_on_workers.make_job(config), tmp_path), 2, address)
+    engine = engines.start("ray", noting(lambda: workers.make_job(config), tmp_path), 2, address)
     driver, evaluator = server_on_workers.from_config(config, engine)
     seen = []
     summary = run(killing(driver, tmp_path, 2, seen), config, evaluator)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.long
 
 SEED = 3
 SMALL = small(STEADY)
-NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.spec)
 ONE_NUMBER = Network(init=lambda key: {"trunk": {}, "head": jnp.zeros(())}, apply=None)
 
 

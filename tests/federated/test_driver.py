@@ -21,7 +21,7 @@ from dqn_jax.networks import make_network
 pytestmark = pytest.mark.long
 
 CLIENT = small(STEADY)
-NETWORK = make_network(NetworkConfig(hidden_sizes=(8,)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(8,)), ENV.spec)
 DEVICES = jax.local_devices()
 SEEDS = (3, 4)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.envs import Environment, TimeStep
+from dqn_jax.envs import Environment, EnvSpec, TimeStep
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.evaluation import make_evaluator
 from dqn_jax.federated.heterogeneity import ClientEnvs
@@ -39,7 +39,7 @@ def step(key, state, action, params):
     return (luck, time + 1), TimeStep(jnp.zeros(1), jnp.zeros(1), reward, ended, jnp.array(False))
 
 
-ENV = Environment("worth", init, step, Worth(jnp.float32(0), jnp.int32(4)), (1,), np.dtype(np.float32), 8, 4)
+ENV = Environment(EnvSpec("worth", (1,), np.dtype(np.float32), 8, 4), init, step, Worth(jnp.float32(0), jnp.int32(4)))
 # A policy is the action that it always takes.
 NETWORK = Network(lambda key: jnp.int32(0), lambda params, obs, key: QValues(jax.nn.one_hot(params, 8)))
 

@@ -13,10 +13,10 @@ from dqn_jax.distributed.parameter_server import make_model
 from dqn_jax.distributed.roles import make_server, make_worker
 from dqn_jax.envs import make_env
 from dqn_jax.networks import make_network
-from dqn_jax.types import Clock
+from dqn_jax.types import Clock, EnvSpec
 
 ENV = make_env("CartPole-v1")
-NETWORK = make_network(NetworkConfig(hidden_sizes=(16, 16)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(16, 16)), ENV.spec)
 
 # Trajectories fork at the first flipped argmax, so laws whose arithmetic order differs act at random and descend plainly.
 STEADY = AgentConfig(
@@ -34,6 +34,11 @@ STEADY = AgentConfig(
 
 # Greedy most of the time and Adam, for laws that hold to the last bit.
 FREE = dataclasses.replace(STEADY, optimizer="adam", learning_rate=1e-3, epsilon_end=0.1, epsilon_decay_frames=500)
+
+
+def spec_of(obs_shape, num_actions):
+    """The description of some environment with these shapes."""
+    return EnvSpec("some", obs_shape, np.dtype(np.float32), num_actions, 1)
 
 
 def load_experiment(name):

@@ -18,7 +18,7 @@ from dqn_jax.networks import make_network
 
 SEED = 3
 STEPS = 30
-NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.spec)
 SGD = small(STEADY)
 ADAM = dataclasses.replace(SGD, optimizer="adam", learning_rate=1e-3)
 

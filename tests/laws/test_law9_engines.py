@@ -11,7 +11,7 @@ from laws.common import ENV, NETWORK, STEADY, assert_close, assert_differs, with
 
 from dqn_jax.agent import hyperparams_of, make_agent, make_chunk
 from dqn_jax.config import NetworkConfig, RunnerConfig
-from dqn_jax.distributed import actor_learner, actors, data_parallel, engines, parameter_server, server_on_workers
+from dqn_jax.distributed import actor_learner, actors, data_parallel, engines, parameter_server, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
 from dqn_jax.mapping import stream_key
 
@@ -47,7 +47,7 @@ def on_device(service_time="constant", seed=SEED, **server):
 
 def on_workers(backend, seed=SEED, **server):
     config = server_config(backend, seed, **server)
-    engine = engines.start(backend, functools.partial(server_on_workers.make_job, config), WORKERS)
+    engine = engines.start(backend, functools.partial(workers.make_job, config), WORKERS)
     driver, _ = server_on_workers.from_config(config, engine)
     try:
         state, first = driver.step(driver.init())

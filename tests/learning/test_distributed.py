@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from dqn_jax.config import AgentConfig, NetworkConfig, RunnerConfig
-from dqn_jax.distributed import actor_learner, actors, engines, server_on_workers
+from dqn_jax.distributed import actor_learner, actors, engines, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
 from dqn_jax.mapping import evaluation_key
 
@@ -47,7 +47,7 @@ def best_return(config, enough=float("inf")):
     """The best mean greedy return after a chunk, up to the first that is enough: threads never run twice in the same order."""
     make_job, from_config = {
         ActorLearnerExperiment: (actors.make_job, actor_learner.from_config),
-        ServerExperiment: (server_on_workers.make_job, server_on_workers.from_config),
+        ServerExperiment: (workers.make_job, server_on_workers.from_config),
     }[type(config)]
     driver, evaluator = from_config(config, engines.start(config.backend, functools.partial(make_job, config), 4))
     best = 0.0

@@ -10,7 +10,7 @@ import pytest
 
 from dqn_jax.agent import hyperparams_of, make_agent, repeat
 from dqn_jax.config import AgentConfig, NetworkConfig
-from dqn_jax.envs import Environment, TimeStep
+from dqn_jax.envs import Environment, EnvSpec, TimeStep
 from dqn_jax.networks import make_network
 
 pytestmark = pytest.mark.long
@@ -50,7 +50,7 @@ def probe(name, reward_of, length, truncates=False, observed=True):
         last = TimeStep(observe(after), observe(time + 1), reward_of(time, action), over & (not truncates), over & truncates)
         return after, last
 
-    return Environment(name, init, step, {}, (size,), np.dtype(np.float32), 2, length)
+    return Environment(EnvSpec(name, (size,), np.dtype(np.float32), 2, length), init, step, {})
 
 
 ONE_STEP = probe("one-step reward", lambda time, action: jnp.float32(1), length=1)
@@ -83,7 +83,7 @@ WAYS = {
 def trainer(env_name, config):
     """learning_rate -> [S, observations, A] after training every seed at once; compiled once for all learning rates."""
     env, _ = KNOWN[env_name]
-    network = make_network(NetworkConfig(hidden_sizes=(32,)), env.obs_shape, env.num_actions)
+    network = make_network(NetworkConfig(hidden_sizes=(32,)), env.spec)
     agent = make_agent(env, network, config)
     numbers = hyperparams_of(config)
 
@@ -95,7 +95,7 @@ def trainer(env_name, config):
         def q_values(obs):
             return network.apply(state.learner.params, obs, None).q_values
 
-        return jax.vmap(q_values)(jnp.eye(env.obs_shape[0]))
+        return jax.vmap(q_values)(jnp.eye(env.spec.obs_shape[0]))
 
     return jax.jit(jax.vmap(train, in_axes=(0, None)))
 

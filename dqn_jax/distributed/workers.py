@@ -1,0 +1,99 @@
+"""Workers of a parameter server: how one begins, and what it does between two pushes, wherever its environments are stepped.
+
+Not here: where workers run (`engines`), the server's side (`server_on_workers`), the steps themselves (`roles`).
+
+Shapes: E environments of a worker, T environment steps.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dqn_jax.actor import make_actor
+from dqn_jax.agent import AgentState, every_step, reduce_info
+from dqn_jax.distributed.acting import Moment, make_acting
+from dqn_jax.distributed.config import ServerExperiment
+from dqn_jax.distributed.engines.post import Job, Order
+from dqn_jax.distributed.roles import Worker, make_worker
+from dqn_jax.envs import Environment, env_of
+from dqn_jax.networks import Network, make_network
+from dqn_jax.types import Info, Tree
+
+
+def make_job(config: ServerExperiment) -> Job:
+    """What a worker does, for any engine."""
+    env = env_of(config, on_host=True)
+    network = make_network(config.network, env.spec)
+    worker = make_worker(env, network, config.agent, config.server)
+    begin, work = _in_a_program(config, worker) if env.start is None else _on_the_host(config, env, network, worker)
+    pull = jax.jit(worker.pull)
+
+    def carry_out(state: _AtWork, order: Order) -> tuple[_AtWork, Tree, Info]:
+        if order.params is not None:
+            state = state._replace(agent=pull(state.agent, order.params))
+        return work(state)
+
+    return Job(begin, carry_out)
+
+
+class _AtWork(NamedTuple):
+    """What a worker keeps."""
+
+    agent: AgentState
+    acting: Tree
+    """Of `acting.Acting`; nothing where the agent acts for itself."""
+
+
+_Halves: TypeAlias = tuple[Callable[[Order], _AtWork], Callable[[_AtWork], tuple[_AtWork, Tree, Info]]]
+"""How a worker begins a new life, and its agent steps between two pushes."""
+
+
+def _in_a_program(config: ServerExperiment, worker: Worker) -> _Halves:
+    """The agent's whole steps, compiled."""
+    init = jax.jit(lambda number, frames, copy: worker.init(config.seed, number, copy, frames=frames))
+    steps = jax.jit(worker.work)
+
+    def begin(order: Order) -> _AtWork:
+        return _AtWork(init(jnp.int32(order.stream), jnp.int32(order.frames), order.params), ())
+
+    def work(state: _AtWork) -> tuple[_AtWork, Tree, Info]:
+        agent, push, info = steps(state.agent)
+        return _AtWork(agent, ()), push, info
+
+    return begin, work
+
+
+def _on_the_host(config: ServerExperiment, env: Environment, network: Network, worker: Worker) -> _Halves:
+    """The same steps, taken apart: acting on the host, then storing and learning in a program."""
+    acting = make_acting(env, make_actor(env, network, config.agent))
+    fresh = jax.jit(lambda number, frames, copy: worker.fresh(config.seed, number, copy, frames=frames))
+    store = jax.jit(worker.store, donate_argnums=0)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def learn(agent: AgentState, moments: Moment) -> tuple[AgentState, Tree, Info]:
+        agent, push, info = worker.learn(worker.store(agent, moments.transitions, moments.valid))
+        return agent, push, every_step(reduce_info(moments.info) | info)
+
+    def begin(order: Order) -> _AtWork:
+        agent = fresh(jnp.int32(order.stream), jnp.int32(order.frames), order.params)
+        # What has left the agent is where environments are.
+        agent, state = agent.replace(actor=()), acting.begin(agent.actor)
+        state, moments = acting.play(state, agent.learner.params, config.agent.warm_up_acts)
+        return _AtWork(store(agent, moments.transitions, moments.valid), state)
+
+    def work(state: _AtWork) -> tuple[_AtWork, Tree, Info]:
+        agent, actor = state
+        pushes, infos = [], []
+        for _ in range(config.server.local_steps):
+            actor, moments = acting.play(actor, agent.learner.params, config.agent.acts_per_step)
+            agent, push, info = learn(agent, moments)
+            pushes.append(push)
+            infos.append(jax.device_get(info))
+        push = jax.tree.map(lambda *parts: sum(parts), *pushes)
+        return _AtWork(agent, actor), push, reduce_info({name: np.stack([info[name] for info in infos]) for name in infos[0]})
+
+    return begin, work

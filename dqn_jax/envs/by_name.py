@@ -1,0 +1,121 @@
+"""Environments by name: gymnax's, Gymnasium's, and a user's own, changed by wrappers. Not here: what each kind of them is."""
+
+import ast
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+
+from dqn_jax.config import InputError, RunnerConfig, require
+from dqn_jax.envs.environment import Environment
+from dqn_jax.envs.gymnasium_envs import PREFIX, make_gymnasium
+from dqn_jax.envs.gymnax_envs import make_gymnax
+from dqn_jax.envs.users import make_users
+from dqn_jax.envs.wrappers import REWARD_CLIP, wrap
+from dqn_jax.lookup import is_users
+
+
+def make_env(
+    name: str, max_episode_steps: int | None = None, kwargs: Sequence[str] = (), wrappers: Sequence[str] = ()
+) -> Environment:
+    """Builds an environment.
+
+    Args:
+      name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; or "gymnasium:" and a name
+        registered with Gymnasium, of an environment that is stepped on the host.
+      max_episode_steps: time limit in steps; None keeps the environment's own.
+      kwargs: arguments of what makes it, each as "size=12".
+      wrappers: changes to it, the first next to the environment, each as "frame-stack:4".
+
+    Raises:
+      InputError: for a name without meaning, or an environment that cannot be made, cannot be used or has no time limit.
+    """
+    arguments = parse_kwargs(kwargs)
+    if name.startswith(PREFIX):
+        return make_gymnasium(name, max_episode_steps, arguments, wrappers)
+    make = make_users if is_users(name) else make_gymnax
+    return wrap(make(name, max_episode_steps, arguments), wrappers)
+
+
+class NamesEnv(Protocol):
+    """A config that names an environment."""
+
+    @property
+    def env(self) -> str:
+        """Its name."""
+
+    @property
+    def env_kwargs(self) -> tuple[str, ...]:
+        """Arguments of what makes it."""
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        """Its time limit, if it is not its own."""
+
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """Changes to it."""
+
+    @property
+    def runner(self) -> RunnerConfig:
+        """Which of them evaluation has."""
+
+
+def env_of(config: NamesEnv, on_host: bool = False) -> Environment:
+    """The environment that a config names, as `make_env`.
+
+    Args:
+      config: the config.
+      on_host: whether whoever asks can step an environment of the host too.
+
+    Raises:
+      InputError: as `make_env`, and for an environment of the host where it cannot be stepped.
+    """
+    require(
+        on_host or not config.env.startswith(PREFIX),
+        f"env is {config.env!r}, which is stepped on the host: train it with experiments/actor_learner.py, or with "
+        "experiments/parameter_server.py --backend threads, in-process or ray",
+    )
+    return make_env(config.env, config.max_episode_steps, config.env_kwargs, config.wrappers)
+
+
+def eval_env_of(config: NamesEnv, env: Environment) -> Environment:
+    """The environment that a config's policies are evaluated in: `env`, if its wrappers are the same.
+
+    Raises:
+      InputError: where its wrappers leave other observations, actions or parameters than those of `env`.
+    """
+    chosen = config.runner.eval_wrappers
+    kept = tuple(spec for spec in config.wrappers if spec.partition(":")[0] != REWARD_CLIP)
+    wrappers = kept if chosen is None else chosen
+    if wrappers == config.wrappers:
+        return env
+    other = make_env(config.env, config.max_episode_steps, config.env_kwargs, wrappers)
+    alike = [
+        (*one.spec._replace(max_episode_steps=0), jax.tree.map(lambda x: (x.shape, x.dtype), one.params))
+        for one in (env, other)
+    ]
+    if alike[0] != alike[1]:
+        raise InputError(
+            f"runner.eval_wrappers is {wrappers}, with observations {other.spec.obs_shape}, and those of training, "
+            f"{config.wrappers}, leave {env.spec.obs_shape}: give what leaves the same"
+        )
+    return other
+
+
+def parse_kwargs(kwargs: Sequence[str]) -> dict[str, object]:
+    """Arguments by name, of texts such as "size=12": values as Python writes them, and what is no such value as text.
+
+    Raises:
+      InputError: for a text without a name and "=", or a name given twice.
+    """
+    parsed: dict[str, object] = {}
+    for text in kwargs:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()) or name in parsed:
+            raise InputError(f"env_kwargs has {text!r}: give each argument once, as size=12")
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[name] = value
+    return parsed

@@ -1,0 +1,224 @@
+"""Wrappers do by hand-worked numbers what they say, alike on the walk of a program and on that of the host."""
+
+import dataclasses
+import sys
+import types
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from federated.helpers import one_line, refusal
+from walks import HostWalk, play, walk
+
+from dqn_jax.config import ExperimentConfig, RunnerConfig
+from dqn_jax.envs import Functions, TimeStep, eval_env_of, from_functions, make_env
+from dqn_jax.envs.wrappers import sticky, wrap
+
+WALK = from_functions("walk", walk())
+ACTIONS = [1, 1, 1, 1, 0, 0, 0, 0, 1]
+"""A goal in the third step, a limit in the eighth."""
+
+
+@pytest.fixture(scope="module")
+def host():
+    gymnasium.register("Walk-v0", entry_point=HostWalk, max_episode_steps=5)
+    yield "gymnasium:Walk-v0"
+    del gymnasium.registry["Walk-v0"]
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    return module
+
+
+def play_host(env, actions):
+    running = env.start([0])
+    first = running.obs[0]
+    steps = [running.step(np.array([action])) for action in actions]
+    running.close()
+    return first, jax.tree.map(lambda *x: np.stack(x)[:, 0], *steps)
+
+
+def alike(host, wrappers, actions=ACTIONS):
+    """The walk with wrappers, as both kinds of environments play it."""
+    pure, hosted = wrap(WALK, wrappers), make_env(host, wrappers=wrappers)
+    assert hosted.spec._replace(name="walk") == pure.spec
+    first, steps = play(pure, actions)
+    for ours, theirs in zip((first, *steps), (lambda one: (one[0], *one[1]))(play_host(hosted, actions)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    return first, steps
+
+
+def test_frames_by_hand(host):
+    first, steps = alike(host, ("frame-stack:3",))
+    assert first.tolist() == [0, 0.5, 0, 0.5, 0, 0.5]
+    assert steps.final_obs[0].tolist() == [0, 0.5, 0, 0.5, 1, 1]
+    assert steps.final_obs[2].tolist() == [1, 1, 2, 1, 3, 1]
+    # After an end, the next episode's first alone.
+    assert steps.obs[2].tolist() == [0, 0.5, 0, 0.5, 0, 0.5]
+    assert steps.final_obs[3].tolist() == [0, 0.5, 0, 0.5, 1, 1]
+    assert steps.final_obs[7].tolist() == [1, 1] * 3
+    assert steps.obs[7].tolist() == [0, 0.5] * 3
+    np.testing.assert_array_equal(steps.obs[[0, 1, 3, 4, 5, 6, 8]], steps.final_obs[[0, 1, 3, 4, 5, 6, 8]])
+
+
+@pytest.mark.parametrize(("shape", "stacked"), [((3, 4), (3, 4, 2)), ((3, 4, 5), (3, 4, 10)), ((), (2,)), ((7,), (14,))])
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bool_])
+def test_images_are_stacked_as_channels(shape, stacked, dtype):
+    """Step t shows the number t everywhere; what is in storage keeps its type."""
+    rules = Functions(
+        reset=lambda key, params: (jnp.int32(1), jnp.ones(shape, dtype)),
+        step=lambda key, time, action, params: (time + 1, jnp.full(shape, time + 1, dtype), 0.0, False),
+        num_actions=2,
+        max_episode_steps=9,
+    )
+    env = wrap(from_functions("grid", rules), ("frame-stack:2",))
+    assert (env.spec.obs_shape, env.spec.obs_dtype) == (stacked, dtype)
+    first, steps = play(env, [0, 0])
+    assert (first.shape, first.dtype) == (stacked, dtype)
+    last = steps.obs[1]
+    assert (last.shape, last.dtype) == (stacked, dtype)
+    halves = last.reshape(-1, 2).T if len(shape) in (0, 2) else np.split(last, 2, axis=-1)
+    assert [set(np.unique(half)) for half in halves] == ([{2}, {3}] if dtype == jnp.uint8 else [{True}] * 2)
+
+
+def test_rewards_are_clipped(host):
+    assert alike(host, ("reward-clip",))[1].reward.tolist() == [1] * 9
+    assert alike(host, ("reward-clip:15",))[1].reward.tolist() == [10, 15, 15, 10, 10, 10, 10, 10, 10]
+    minus = WALK._replace(
+        step=lambda *args: (lambda state, step: (state, step._replace(reward=-step.reward)))(*WALK.step(*args))
+    )
+    assert play(wrap(minus, ("reward-clip:15",)), [1, 1])[1].reward.tolist() == [-10, -15]
+
+
+def test_a_shorter_limit(host):
+    _, steps = alike(host, ("time-limit:3",), [1, 0, 0, 1, 1, 1, 0, 0, 0])
+    # A goal at the limit is a termination.
+    assert steps.truncated.tolist() == [False, False, True, False, False, False, False, False, True]
+    assert steps.terminated.tolist() == [False] * 5 + [True] + [False] * 3
+    assert steps.obs[2].tolist() == [0, 0.5]
+    assert steps.final_obs[2].tolist() == [1, 1]
+
+
+def test_wrappers_are_applied_in_order(host):
+    # What is shown of a cut episode is cut from stacked frames, or stacked of cut ones: the same here.
+    for order in (("frame-stack:2", "time-limit:2"), ("time-limit:2", "frame-stack:2")):
+        _, steps = alike(host, order, [1, 1, 0])
+        assert steps.final_obs.tolist() == [[0, 0.5, 1, 1], [1, 1, 2, 1], [0, 0.5, 0, 1]]
+        assert steps.obs[1].tolist() == [0, 0.5, 0, 0.5]
+    twice = wrap(WALK, ("reward-clip:15", "reward-clip:12"))
+    assert play(twice, [1, 1])[1].reward.tolist() == [10, 12]
+    assert wrap(WALK, ("frame-stack:2", "frame-stack:3")).spec.obs_shape == (12,)
+
+
+ECHO = from_functions(
+    "echo",
+    Functions(
+        # Shows the action carried out; every fifth step ends the episode.
+        reset=lambda key, params: (jnp.int32(0), jnp.array([-1.0])),
+        step=lambda key, time, action, params: (time + 1, jnp.array([action], float), 0.0, time == 4),
+        num_actions=10_000,
+        max_episode_steps=9,
+    ),
+)
+
+
+def carried_out(probability, steps=4000):
+    """Whether step t carried out what was carried out before it, the chosen actions being all different: [T, 5]."""
+    env = sticky(ECHO, probability)
+    state, _ = env.init(jax.random.key(0), env.params)
+
+    def step(carry, t):
+        state, last = carry
+        state, time_step = env.step(jax.random.fold_in(jax.random.key(1), t), state, t, env.params)
+        done = time_step.final_obs[0]
+        return (state, done), (done == last, done == t)
+
+    _, (stuck, chosen) = jax.jit(lambda: jax.lax.scan(step, (state, -1.0), jnp.arange(steps)))()
+    assert (stuck ^ chosen).all()
+    return np.asarray(stuck).reshape(-1, 5)
+
+
+def test_actions_stick_as_often_as_said():
+    stuck = carried_out(0.25)
+    # Never in an episode's first step; else in a quarter: four standard deviations of 3,200 coins.
+    assert not stuck[:, 0].any()
+    assert abs(stuck[:, 1:].mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 3200)
+    # What sticks may stick again.
+    assert (stuck[:, 1] & stuck[:, 2]).mean() > 0.03
+    assert not carried_out(0.0, 50).any()
+
+
+def test_actions_stick_on_the_host(host):
+    running = make_env(host, wrappers=("sticky:0.9",)).start([7] * 40)
+    # Forty walkers that step to the right once and then would stand: most go on to the goal.
+    places = [np.asarray(running.step(np.full(40, action)).final_obs)[:, 0] for action in (1, 0, 0)]
+    running.close()
+    assert (places[0] == 1).all()
+    assert (places[2] == 3).mean() > 0.5
+    assert make_env(host, wrappers=("sticky:0.9",)).spec.num_actions == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("frame-stack", "wrappers has 'frame-stack': give frame-stack a whole number of frames, as frame-stack:4"),
+        ("frame-stack:1.5", "wrappers has 'frame-stack:1.5': give frame-stack a whole number of frames, as frame-stack:4"),
+        ("frame-stack:2:3", "wrappers has 'frame-stack:2:3': give frame-stack a whole number of frames, as frame-stack:4"),
+        ("reward-clip:0", "wrappers has 'reward-clip:0': give reward-clip a bound above 0, as reward-clip:1"),
+        ("sticky:1", "wrappers has 'sticky:1': give sticky a probability from 0 and below 1, as sticky:0.25"),
+        ("time-limit:-1", "wrappers has 'time-limit:-1': give time-limit a whole number of steps, as time-limit:200"),
+        ("stiky:0.25", "wrappers is 'stiky:0.25', which has no meaning here: did you mean sticky?"),
+        ("time-limit:6", "env 'walk' ends after 5 steps by itself, before a time limit of 6: give less"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(spec, message, host):
+    assert message == refusal(lambda: wrap(WALK, (spec,)))
+    if spec != "time-limit:6":
+        assert message == refusal(lambda: make_env(host, wrappers=(spec,)))
+
+
+def test_a_users_own(mine, host):
+    def scaled(env, factor):
+        def step(key, state, action, params):
+            state, time_step = env.step(key, state, action, params)
+            return state, time_step._replace(reward=factor * time_step.reward)
+
+        return env._replace(step=step)
+
+    mine.scaled, mine.nothing, mine.torn = scaled, lambda env: None, lambda env: env._replace(step=torn)
+    mine.on_host = lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: reward / 2)
+
+    def torn(key, state, action, params):
+        return state, TimeStep(jnp.zeros(3), jnp.zeros(3), 0.0, False, False)
+
+    assert play(wrap(WALK, ("mine:scaled:0.5",)), [1, 1])[1].reward.tolist() == [5, 10]
+    assert play_host(make_env(host, wrappers=("mine:on_host",)), [1, 1])[1].reward.tolist() == [5, 10]
+    assert "which makes a NoneType: make an envs.Environment" in refusal(lambda: wrap(WALK, ("mine:nothing",)))
+    assert "wrappers is 'mine:torn', and its['final_obs'] has shape (3,): give (2,)" in one_line(
+        lambda: wrap(WALK, ("mine:torn",))
+    )
+
+
+def test_evaluations_have_the_same_without_reward_clip(mine):
+    mine.walk = walk
+    config = ExperimentConfig(env="mine:walk", wrappers=("frame-stack:2", "reward-clip:1", "time-limit:4"))
+    env = make_env("mine:walk", wrappers=config.wrappers)
+    evaluated = eval_env_of(config, env)
+    assert evaluated.spec == env.spec
+    assert play(env, [1, 1])[1].reward.tolist() == [1, 1]
+    assert play(evaluated, [1, 1, 0, 0])[1].reward.tolist() == [10, 20, 20, 20]
+    assert play(evaluated, [1, 1, 0, 0])[1].truncated.tolist() == [False, False, False, True]
+    # Others, where they are given; the very same environment, where they are no others.
+    other = dataclasses.replace(config, runner=RunnerConfig(eval_wrappers=("frame-stack:2", "time-limit:2")))
+    assert play(eval_env_of(other, env), [1, 1])[1].truncated.tolist() == [False, True]
+    same = dataclasses.replace(config, runner=RunnerConfig(eval_wrappers=config.wrappers))
+    assert eval_env_of(same, env) is env
+    wrong = dataclasses.replace(config, runner=RunnerConfig(eval_wrappers=("frame-stack:3",)))
+    message = refusal(lambda: eval_env_of(wrong, env))
+    assert message.startswith("runner.eval_wrappers is ('frame-stack:3',), with observations (6,), and those of training, (")
