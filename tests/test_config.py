@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dqn_jax.config import MAX_COUNT, AgentConfig, ExperimentConfig, InputError, NetworkConfig, RunnerConfig
+from dqn_jax.federated.config import FederatedExperiment
 
 AGENT_COUNTS = (
     *("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity"),
@@ -217,7 +218,14 @@ def test_a_run_dir_given_as_a_string_is_refused_or_made_a_path():
         assert result.run_dir / "config.json" == Path("runs/x/config.json")
 
 
-@pytest.mark.parametrize("kwargs", ["size=3", ["size=3"], ("size=3", 4), None])
-def test_arguments_of_an_environment_are_a_tuple_of_texts(kwargs):
-    with pytest.raises(InputError, match=r"^env_kwargs is .*: give a tuple of strings, even of one$"):
-        ExperimentConfig(env_kwargs=kwargs)
+@pytest.mark.parametrize("texts", ["size=3", ["size=3"], ("size=3", 4), None])
+def test_arguments_and_wrappers_are_tuples_of_texts(texts):
+    for name in ("env_kwargs", "wrappers"):
+        for kind in (ExperimentConfig, FederatedExperiment):
+            with pytest.raises(InputError, match=rf"^{name} is .*: give a tuple of strings, even of one$"):
+                kind(**{name: texts})
+    if texts is None:
+        assert RunnerConfig(eval_wrappers=texts).eval_wrappers is None
+    else:
+        with pytest.raises(InputError, match=r"^runner.eval_wrappers is .*: give a tuple of strings, even of one$"):
+            RunnerConfig(eval_wrappers=texts)

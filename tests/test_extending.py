@@ -40,6 +40,13 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
+def test_a_wrapper_charges_for_every_step():
+    plain, hurried = (make_env("mine:corridor", wrappers=wrappers) for wrappers in ((), ("mine:hurried:0.25",)))
+    state, _ = plain.init(KEY, plain.params)
+    rewards = [env.step(KEY, state, jnp.int32(1), env.params)[1].reward for env in (plain, hurried)]
+    np.testing.assert_allclose(rewards[0] - rewards[1], 0.25, rtol=1e-6)
+
+
 def test_a_snippet_is_short():
     assert len(SNIPPETS) > 8
     assert max(len(snippet.strip().splitlines()) for snippet in SNIPPETS) <= 20
@@ -54,7 +61,7 @@ AGENTS = {
     "c51": (
         {"loss": "mine:c51_loss", "exploration": "mine:cooling:2:100", "optimizer": "lion:0.8", "memory": "newest"},
         {"head": "mine:c51", "hidden_sizes": (8,)},
-        {"env": "mine:corridor", "env_kwargs": ("length=5",)},
+        {"env": "mine:corridor", "env_kwargs": ("length=5",), "wrappers": ("mine:hurried:0.1", "frame-stack:2")},
     ),
 }
 WORKERS = {"num_seeds": 1, "num_devices": 1}

@@ -112,7 +112,7 @@ def test_every_field_with_a_range_or_a_choice_is_tested():
     rest = {
         FederatedConfig: {*NAMES, "transforms", "merge"},
         MergeConfig: set(),
-        FederatedExperiment: {"env", "env_kwargs", "run_dir", "agent", "network", "federated", "runner"},
+        FederatedExperiment: {"env", "env_kwargs", "wrappers", "run_dir", "agent", "network", "federated", "runner"},
     }
     for kind, others in rest.items():
         fields = {field.name for field in dataclasses.fields(kind)}
