@@ -87,6 +87,36 @@ def test_images_are_stacked_as_channels(shape, stacked, dtype):
     assert [set(np.unique(half)) for half in halves] == ([{2}, {3}] if dtype == jnp.uint8 else [{True}] * 2)
 
 
+class Screen(gymnasium.Env):
+    """Shows the number t everywhere at step t, in bytes."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (3, 4), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self.show(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.show(), 0.0, False, False, {}
+
+    def show(self):
+        return np.full((3, 4), self.time, np.uint8)
+
+
+def test_bytes_of_the_host_stay_bytes():
+    gymnasium.register("Screen-v0", entry_point=Screen, max_episode_steps=9)
+    try:
+        env = make_env("gymnasium:Screen-v0", wrappers=("frame-stack:2",))
+        first, steps = play_host(env, [0, 0])
+    finally:
+        del gymnasium.registry["Screen-v0"]
+    assert (env.spec.obs_shape, env.spec.obs_dtype) == ((3, 4, 2), np.uint8)
+    assert (first.dtype, steps.obs.dtype, steps.final_obs.dtype) == (np.uint8,) * 3
+    assert [set(np.unique(steps.obs[1, :, :, channel])) for channel in range(2)] == [{1}, {2}]
+
+
 def test_rewards_are_clipped(host):
     assert alike(host, ("reward-clip",))[1].reward.tolist() == [1] * 9
     assert alike(host, ("reward-clip:15",))[1].reward.tolist() == [10, 15, 15, 10, 10, 10, 10, 10, 10]
@@ -199,6 +229,11 @@ def test_a_users_own(mine, host):
 
     assert play(wrap(WALK, ("mine:scaled:0.5",)), [1, 1])[1].reward.tolist() == [5, 10]
     assert play_host(make_env(host, wrappers=("mine:on_host",)), [1, 1])[1].reward.tolist() == [5, 10]
+    # The first is next to the environment.
+    for order, reward in (("mine:scaled:0.5", "reward-clip:4"), 4.0), (("reward-clip:4", "mine:scaled:0.5"), 2.0):
+        assert play(wrap(WALK, order), [1])[1].reward.tolist() == [reward]
+        hosted = [name.replace("mine:scaled:0.5", "mine:on_host") for name in order]
+        assert play_host(make_env(host, wrappers=hosted), [1])[1].reward.tolist() == [reward]
     assert "which makes a NoneType: make an envs.Environment" in refusal(lambda: wrap(WALK, ("mine:nothing",)))
     assert "wrappers is 'mine:torn', and its['final_obs'] has shape (3,): give (2,)" in one_line(
         lambda: wrap(WALK, ("mine:torn",))
