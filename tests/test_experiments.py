@@ -209,6 +209,7 @@ REST = {
     "weighting": "samples",
     "server_optimizer": "fedadam",
     "server_learning_rate": 0.1,
+    "personal": "head",
     "merge": MergeConfig(moments="reset", target="global", replay="clear", epsilon="restart", initial="per_client"),
     "eval_clients": True,
 }

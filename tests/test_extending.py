@@ -19,6 +19,7 @@ from dqn_jax.envs import make_env
 from dqn_jax.federated import driver as federated
 from dqn_jax.federated.aggregation import make_aggregator
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
+from dqn_jax.federated.sharing import make_sharing
 from dqn_jax.federated.transforms import make_transforms
 from dqn_jax.losses import make_loss
 from dqn_jax.networks import make_network
@@ -218,6 +219,11 @@ def test_parts_of_the_federation():
     delta = {"w": jnp.zeros(10_000)}
     _, sent = transform.update(KEY, transform.init(delta), delta)
     assert abs(float(sent["w"].std()) - 0.5) < 0.02
+    network = make_network(NetworkConfig(hidden_sizes=(8, 8)), (4,), 2)
+    sharing = make_sharing(network, AgentConfig(), FederatedConfig(personal="mine:biases"))
+    shared = jax.tree_util.tree_leaves_with_path(sharing.shared(network.init(KEY)))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in shared]
+    assert names == ["trunk/Dense_0/kernel", "trunk/Dense_1/kernel"]
 
 
 COMMAND = [sys.executable, str(ROOT / "experiments" / "data_parallel.py"), "--num-devices", "1", "--num-seeds", "1"]

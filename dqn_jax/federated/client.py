@@ -15,6 +15,7 @@ from dqn_jax.config import AgentConfig
 from dqn_jax.federated.aggregation import Report
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.server import ServerState
+from dqn_jax.federated.sharing import Sharing
 from dqn_jax.federated.transforms import Transform, payload_of
 from dqn_jax.learner import make_optimizer
 from dqn_jax.types import Correction, Info, Params, Tree
@@ -33,7 +34,7 @@ class ClientState(flax.struct.PyTreeNode):
 
 
 class ClientUpdate(NamedTuple):
-    """All that a client sends: the server sees nothing else of it."""
+    """All that a client sends: the server sees nothing else of it. What is of parameters, is of those that are shared."""
 
     delta: Params
     """Change of its parameters, transformed."""
@@ -59,7 +60,9 @@ class Client(NamedTuple):
     """state -> bytes of (a download, an upload); only shapes matter."""
 
 
-def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig, transform: Transform) -> Client:
+def make_client(
+    agent: Agent, agent_config: AgentConfig, config: FederatedConfig, transform: Transform, sharing: Sharing
+) -> Client:
     """Builds the client.
 
     Args:
@@ -67,6 +70,7 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
       agent_config: that agent's sizes.
       config: how clients train and merge.
       transform: what an update goes through before it is sent.
+      sharing: which parameters are sent at all.
     """
     merge = config.merge
     scaffold = config.algorithm == "scaffold"
@@ -79,7 +83,7 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
         # A cleared replay is filled when a round begins, except for the first when clients are at work from the start.
         if merge.replay == "keep" or config.participation == "buffered":
             state = agent.warm_up(state)
-        params = state.learner.params
+        params = sharing.shared(state.learner.params)
         control = jax.tree.map(jnp.zeros_like, params) if scaffold else ()
         # 0 to 2 are the agent's own.
         return ClientState(state, control, transform.init(params), stream=jax.random.fold_in(key, 3))
@@ -88,19 +92,20 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
         agent_state = state.agent
         learner = agent_state.learner
         if merge.parameters == "global":
-            params = server.params
-            target_params = {"global": params, "keep": learner.target_params, "average": server.target_params}[merge.target]
+            params, target_params = sharing.merged(learner.params, server.params), learner.target_params
+            if merge.target != "keep":
+                sent = server.params if merge.target == "global" else server.target_params
+                target_params = sharing.merged(target_params, sent)
             if merge.initial == "per_client":
                 first = round_number == 0
                 params, target_params = (
                     jax.tree.map(lambda own, new: jnp.where(first, own, new), *pair)
                     for pair in ((learner.params, params), (learner.target_params, target_params))
                 )
-            opt_state = {
-                "reset": optimizer_of(learner.hyperparams).init(params),
-                "keep": learner.opt_state,
-                "average": server.moments,
-            }[merge.moments]
+            opt_state = learner.opt_state
+            if merge.moments != "keep":
+                reset = optimizer_of(learner.hyperparams).init(sharing.shared(params))
+                opt_state = sharing.merged_moments(opt_state, reset if merge.moments == "reset" else server.moments)
             agent_state = _with_params(agent_state, params, target_params, opt_state)
         if merge.replay == "clear":
             agent_state = agent.warm_up(agent_state.replace(replay=agent.memory.clear(agent_state.replay)))
@@ -114,41 +119,43 @@ def make_client(agent: Agent, agent_config: AgentConfig, config: FederatedConfig
     def train(
         state: ClientState, server: ServerState, round_number: jax.Array, steps: jax.Array
     ) -> tuple[ClientState, ClientUpdate, jax.Array, Info]:
-        before = state.agent.learner.params
+        start = state.agent.learner.params
+        before = sharing.shared(start)
         memory = jax.tree.map(jnp.zeros_like, before) if scaffold else ()
         agent_state = state.agent.replace(learner=state.agent.learner.replace(memory=memory))
-        correction = _correction(config, before, state.control, server.control)
+        correction = _correction(config, sharing, before, state.control, server.control)
         agent_state, report, info = _local_steps(agent, agent_config, config, agent_state, steps, correction)
         grad_sum, learner = agent_state.learner.memory, agent_state.learner.replace(memory=())
         agent_state = agent_state.replace(learner=learner)
 
-        delta = jax.tree.map(jnp.subtract, learner.params, before)
+        delta = jax.tree.map(jnp.subtract, sharing.shared(learner.params), before)
         transform_state, sent = transform.update(jax.random.fold_in(state.stream, round_number), state.transform, delta)
         control = jax.tree.map(lambda total: total / jnp.maximum(report.updates, 1), grad_sum) if scaffold else ()
         update = ClientUpdate(
             delta=sent,
             report=report,
             control=jax.tree.map(jnp.subtract, control, state.control),
-            moments=learner.opt_state if merge.moments == "average" else (),
-            target_params=learner.target_params if merge.target == "average" else (),
+            moments=sharing.shared_moments(learner.opt_state) if merge.moments == "average" else (),
+            target_params=sharing.shared(learner.target_params) if merge.target == "average" else (),
         )
         finite = _all_finite((update, learner.params, learner.target_params, learner.opt_state, transform_state))
         trained = state.replace(agent=agent_state, control=control, transform=transform_state)
         # A client that broke keeps its control variate: the server's is the mean of all of them.
-        opt_state = optimizer_of(learner.hyperparams).init(before)
-        started_again = _with_params(agent_state, before, before, opt_state)
+        opt_state = optimizer_of(learner.hyperparams).init(start)
+        started_again = _with_params(agent_state, start, start, opt_state)
         fresh = state.replace(agent=started_again, transform=transform.init(before))
         return _select(finite, trained, fresh), update, finite, info
 
     def num_bytes(state: ClientState) -> tuple[int, int]:
         learner = state.agent.learner
+        params = sharing.shared(learner.params)
         scalars = 4 * len(Report._fields)
         beside = _size(state.control)
-        beside += _size(learner.opt_state) if merge.moments == "average" else 0
-        beside += _size(learner.target_params) if merge.target == "average" else 0
+        beside += _size(sharing.shared_moments(learner.opt_state)) if merge.moments == "average" else 0
+        beside += _size(params) if merge.target == "average" else 0
         if merge.parameters == "keep":
             return 0, 0
-        return _size(learner.params) + beside, transform.payload(payload_of(learner.params)).num_bytes + beside + scalars
+        return _size(params) + beside, transform.payload(payload_of(params)).num_bytes + beside + scalars
 
     return Client(init, begin, train, num_bytes)
 
@@ -188,25 +195,32 @@ def _local_steps(
     return state, report, {"epsilon": infos["epsilon"][-1]}
 
 
-def _correction(config: FederatedConfig, anchor: Params, own: Params, server: Params) -> Correction | None:
-    """The change that the client's algorithm makes to every local gradient.
+def _correction(config: FederatedConfig, sharing: Sharing, anchor: Params, own: Params, server: Params) -> Correction | None:
+    """The change that the client's algorithm makes to every local gradient of what is shared.
 
     FedProx (Li et al. 2020), equation 2: g + mu (w - w_server). SCAFFOLD (Karimireddy et al. 2020), equation 3:
     g - c_i + c, here with c_i the mean raw gradient of the client's last round, the paper's option I taken along the way. Both
     stand before clipping and the optimizer. Under SGD that c_i is the paper's option II; under Adam the correction acts on
     gradients, not on steps. The gradients are those of the replay as it was: cleared or much changed, c_i is of other data.
     """
-    if config.algorithm == "fedprox":
-        return lambda grads, params, memory: (
-            jax.tree.map(lambda g, w, start: g + config.proximal * (w - start), grads, params, anchor),
-            memory,
-        )
-    if config.algorithm == "scaffold":
-        return lambda grads, params, memory: (
-            jax.tree.map(lambda g, mine, all_of_us: g - mine + all_of_us, grads, own, server),
-            jax.tree.map(jnp.add, memory, grads),
-        )
-    return None
+
+    def pulled(grads: Params, params: Params, memory: Tree) -> tuple[Params, Tree]:
+        return jax.tree.map(lambda g, w, start: g + config.proximal * (w - start), grads, params, anchor), memory
+
+    def controlled(grads: Params, params: Params, memory: Tree) -> tuple[Params, Tree]:
+        corrected = jax.tree.map(lambda g, mine, all_of_us: g - mine + all_of_us, grads, own, server)
+        return corrected, jax.tree.map(jnp.add, memory, grads)
+
+    changes: dict[str, Correction] = {"fedprox": pulled, "scaffold": controlled}
+    change = changes.get(config.algorithm)
+    if change is None:
+        return None
+
+    def correction(grads: Params, params: Params, memory: Tree) -> tuple[Params, Tree]:
+        corrected, memory = change(sharing.shared(grads), sharing.shared(params), memory)
+        return sharing.merged(grads, corrected), memory
+
+    return correction
 
 
 def _with_params(state: AgentState, params: Params, target_params: Params, opt_state: Tree = None) -> AgentState:

@@ -92,6 +92,8 @@ class FederatedConfig:
     """Rule that takes the mean update for a gradient: fedavg, fedavgm, fedadagrad, fedadam, fedyogi, or module:function."""
     server_learning_rate: float = 1.0
     """Step size of the server."""
+    personal: str = "none"
+    """Parameters that stay with a client: none, head, trunk, or module:function of the tree of their shapes."""
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
 
     pooled_batch: int | None = None
@@ -111,7 +113,7 @@ class FederatedConfig:
         check_whole(section, self, *(name for name in optional if getattr(self, name) is not None))
         check_number(section, self, "proximal")
         check_number(section, self, "heterogeneity_level", "drop_out", "stragglers", high=1.0)
-        named = ("heterogeneity", "aggregator", "weighting", "server_optimizer")
+        named = ("heterogeneity", "aggregator", "weighting", "server_optimizer", "personal")
         require(
             isinstance(self.transforms, tuple),
             f"{section}transforms is {self.transforms!r}: give a tuple of names, even of one",
@@ -132,6 +134,11 @@ class FederatedConfig:
         require(
             self.pooled_batch is None or not self.eval_clients,
             f"federated.pooled_batch is {self.pooled_batch}, and then clients have no parameters: leave eval_clients out",
+        )
+        require(
+            self.pooled_batch is None or self.personal == "none",
+            f"federated.personal is {self.personal!r} with pooled_batch {self.pooled_batch}, which trains one policy for all: "
+            "leave it out",
         )
 
     def _check_participation(self) -> None:
@@ -174,7 +181,7 @@ class FederatedConfig:
             f"federated.algorithm is {self.algorithm!r} with buffered participation: its correction is for clients that start "
             "together, so choose 'plain' or 'fedprox'",
         )
-        fields = ("algorithm", "transforms", "aggregator", "weighting", "server_optimizer", "server_learning_rate")
+        fields = ("algorithm", "transforms", "aggregator", "weighting", "server_optimizer", "server_learning_rate", "personal")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in fields:
             require(

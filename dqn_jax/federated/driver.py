@@ -26,6 +26,7 @@ from dqn_jax.federated.heterogeneity import ClientEnvs, draw_envs
 from dqn_jax.federated.participation import make_participation
 from dqn_jax.federated.rounds import FederatedState, Parts, make_federation
 from dqn_jax.federated.server import make_server_rule
+from dqn_jax.federated.sharing import make_sharing
 from dqn_jax.federated.transforms import make_transforms
 from dqn_jax.mapping import check_replicas, devices_for, lane_axes, local_devices, names_of, over, place, row
 from dqn_jax.networks import Network, make_network
@@ -75,12 +76,14 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
 def named_parts(env: Environment, network: Network, agent_config: AgentConfig, config: FederatedConfig) -> Parts:
     """The parts of a round that a config names. Replace any of them with your own: `parts._replace(aggregator=...)`."""
     agent = make_agent(env, network, agent_config)
+    sharing = make_sharing(network, agent_config, config)
     return Parts(
-        client=make_client(agent, agent_config, config, make_transforms(config.transforms)),
+        client=make_client(agent, agent_config, config, make_transforms(config.transforms), sharing),
         participation=make_participation(config),
         aggregator=make_aggregator(config.aggregator),
         weigh=make_weighting(config.weighting),
         server_rule=make_server_rule(config.server_optimizer),
+        sharing=sharing,
     )
 
 
@@ -187,7 +190,12 @@ def make_federated(
         else:
             clients = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, 1).reshape(len(seeds), -1, *x.shape[3:]), clients)
         server = jax.tree.map(to_host, state.server.params)
-        return {"global": server, "clients": clients} if config.eval_clients else {"global": server}
+        asked = {"clients": clients} if config.eval_clients else {}
+        if config.personal == "none":
+            return {"global": server} | asked
+        shape = (len(seeds), num_clients)
+        everywhere = jax.tree.map(lambda x: np.broadcast_to(x[:, None], (*shape, *x.shape[1:])), server)
+        return {"personal": parts.sharing.merged(clients, everywhere)} | asked
 
     def complaint(info: Info) -> str | None:
         return _complaint(info, np.asarray(seeds), config.weighting, parts.aggregator.leaves_out_non_finite)

@@ -24,6 +24,7 @@ from dqn_jax.federated.client import Client, ClientState, ClientUpdate
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.participation import Participation, Plan
 from dqn_jax.federated.server import ServerRule, ServerState, apply_delta, init_server
+from dqn_jax.federated.sharing import Sharing
 from dqn_jax.mapping import PLANS, lane_axes, stream_key
 from dqn_jax.networks import Network
 from dqn_jax.types import Clock, Info, Params, Tree
@@ -51,6 +52,7 @@ class Parts(NamedTuple):
     aggregator: Aggregator
     weigh: Callable[[Report], jax.Array]
     server_rule: ServerRule
+    sharing: Sharing
 
 
 class Federation(NamedTuple):
@@ -90,7 +92,7 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
     Returns:
       The federation.
     """
-    client, participation = parts.client, parts.participation
+    client, participation, sharing = parts.client, parts.participation, parts.sharing
     buffered = config.participation == "buffered"
 
     def init(seed: jax.Array, env_params: EnvParams, numbers: jax.Array) -> FederatedState:
@@ -105,9 +107,10 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             # Clients that begin apart, begin around their mean.
             params = mean_of(learner.params, jnp.ones(len(keys)), axis_name)
         plans = stream_key(seed, PLANS)
+        # No optimizer has taken a step, so any client's state will do.
+        moments = sharing.shared_moments(jax.tree.map(lambda x: x[0], learner.opt_state))
         return FederatedState(
-            # No optimizer has taken a step, so any client's state will do.
-            server=init_server(config, parts.server_rule, params, jax.tree.map(lambda x: x[0], learner.opt_state)),
+            server=init_server(config, parts.server_rule, sharing.shared(params), moments),
             clients=clients,
             participation=participation.init(jax.random.fold_in(plans, np.uint32(2**32 - 1))),
             stream=plans,
@@ -177,7 +180,7 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
         server, info = merge(state.server, cohort)
         if config.merge.parameters == "keep":
             everybody = jnp.ones(size)
-            server = server.replace(params=mean_of(clients.agent.learner.params, everybody, axis_name))
+            server = server.replace(params=mean_of(sharing.shared(clients.agent.learner.params), everybody, axis_name))
         report, here = cohort.updates.report, cohort.present
 
         def add(x: jax.Array) -> jax.Array:

@@ -62,8 +62,8 @@ def init_server(config: FederatedConfig, rule: ServerRule, params: Params, opt_s
     Args:
       config: says what the server has to hold.
       rule: its optimizer.
-      params: the initial parameters.
-      opt_state: the optimizer state of any client before its first update.
+      params: the initial parameters that are shared.
+      opt_state: the optimizer state, of those, of any client before its first update.
     """
     rate = jnp.float32(config.server_learning_rate)
     return ServerState(

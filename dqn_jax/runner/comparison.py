@@ -87,9 +87,9 @@ def rows_of(run_dir: Path) -> list[Record]:
             continue
         cells: dict[tuple, list[float]] = {}
         for row in rows:
-            wanted = row["policy"] == policy or (
-                policy == "best" and row["policy"] == "client" and row["client"] == best[row["seed"]]
-            )
+            # With personal parameters a client's policy stands where the one policy of all does.
+            served = "global" if row["policy"] == "personal" else row["policy"]
+            wanted = served == policy or (policy == "best" and row["policy"] == "client" and row["client"] == best[row["seed"]])
             if wanted:
                 key = (series, row["split"], row["seed"], row["rounds"], row["frames"] // clients)
                 cells.setdefault(key, []).append(row["return"])

@@ -18,6 +18,9 @@ _LABELS = {
     ("global", "seen"): "greedy, mean over seeds",
     ("global", "inside"): "unseen, inside the training range",
     ("global", "beyond"): "unseen, beyond the training range",
+    ("personal", "seen"): "greedy, each client's policy where it trains",
+    ("personal", "inside"): "each client's policy, unseen, inside",
+    ("personal", "beyond"): "each client's policy, unseen, beyond",
     ("client", "seen"): "clients' own, where they train",
     ("client", "inside"): "clients' own, unseen, inside",
     ("client", "beyond"): "clients' own, unseen, beyond",
@@ -81,13 +84,13 @@ def band(axes: Axes, times: np.ndarray, values: np.ndarray, color: str, label: s
 
 
 def clients_figure(run_dir: Path) -> Figure:
-    """Of a federated run: greedy return of the server's parameters for each client over the rounds, and the clients' drift.
+    """Of a federated run: greedy return of what the server shares for each client over the rounds, and the clients' drift.
 
     Clients of all seeds are rows, the worst at the end of the run at the bottom.
     """
     cells: dict[tuple[int, int], dict[int, float]] = {}
     for row in read_returns(run_dir):
-        if (row["policy"], row["split"]) == ("global", "seen"):
+        if row["policy"] in ("global", "personal") and row["split"] == "seen":
             cells.setdefault((row["seed"], row["client"]), {})[row["rounds"]] = row["return"]
     rounds = sorted(next(iter(cells.values())))
     grid = np.array(sorted(([of[at] for at in rounds] for of in cells.values()), key=lambda line: line[-1]))
@@ -99,7 +102,7 @@ def clients_figure(run_dir: Path) -> Figure:
     edges = np.concatenate([[0], rounds])
     image = left.pcolormesh(edges, np.arange(len(grid) + 1), grid, cmap="viridis")
     figure.colorbar(image, ax=left, label="greedy return")
-    left.set(xlabel="rounds", ylabel="client, of all seeds", title="the server's parameters at each client")
+    left.set(xlabel="rounds", ylabel="client, of all seeds", title="the federation's policy at each client")
     known = ~np.isnan(drift).any(axis=1)
     times = np.array([line["rounds"] for line in metrics])
     band(right, times[known], drift[known].T, "C0", "mean over seeds", thin=True)

@@ -1,4 +1,7 @@
-"""Federations of one weight, whose rounds can be worked out by hand: client i descends on a_i (w - b_i)^2 / 2 from w = 0."""
+"""Federations of one weight, whose rounds can be worked out by hand: client i descends on a_i (w - b_i)^2 / 2 from w = 0.
+
+Of more weights, each is descended on in the same way; what is told of a round is of the one called w.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +43,12 @@ def parts_of(config, agent_config=SGD, poison=None, change=lambda parts: parts, 
     def descend(state, correction):
         # The environment's parameters say which quadratic it is.
         number = state.actor.env_params.max_steps_in_episode
-        gradient = jnp.float32(SLOPES)[number] * (state.learner.params["w"] - jnp.float32(CENTRES)[number])
+        slope, centre = jnp.float32(SLOPES)[number], jnp.float32(CENTRES)[number]
+        gradients = jax.tree.map(lambda w: slope * (w - centre), state.learner.params)
         for client, updates in (poison or {}).items():
-            gradient = jnp.where((number == client) & (state.learner.updates.count == updates), jnp.nan, gradient)
-        return state.replace(learner=learner.apply(state.learner, {"w": gradient}, correction)[0]), gradient
+            bad = (number == client) & (state.learner.updates.count == updates)
+            gradients = jax.tree.map(lambda gradient, bad=bad: jnp.where(bad, jnp.nan, gradient), gradients)
+        return state.replace(learner=learner.apply(state.learner, gradients, correction)[0]), gradients["w"]
 
     def step(state, correction=None, active=True):
         new, losses = state, []
@@ -56,17 +61,18 @@ def parts_of(config, agent_config=SGD, poison=None, change=lambda parts: parts, 
         return new, {"loss": sum(losses) / len(losses), "episodes": ended, "return_sum": 7.0 * ended, "epsilon": jnp.float32(0)}
 
     agent = agent._replace(step=step, warm_up=lambda state: state)
-    client = make_client(agent, agent_config, config, make_transforms(config.transforms))
-    return change(named_parts(ENV, network, agent_config, config)._replace(client=client))
+    parts = named_parts(ENV, network, agent_config, config)
+    client = make_client(agent, agent_config, config, make_transforms(config.transforms), parts.sharing)
+    return change(parts._replace(client=client))
 
 
 def env_params_of(num_clients):
     return many(ENV.params, num_clients).replace(max_steps_in_episode=np.arange(num_clients))
 
 
-def quadratic(config, rounds, change=lambda parts: parts, poison=None, agent_config=SGD):
+def quadratic(config, rounds, change=lambda parts: parts, poison=None, agent_config=SGD, network=NETWORK):
     """(server's w after each round, final state, infos [rounds, ...])."""
-    federation = make_federation(NETWORK, parts_of(config, agent_config, poison, change), config)
+    federation = make_federation(network, parts_of(config, agent_config, poison, change, network), config)
     clients = config.num_clients
 
     def one_round(state, _):
@@ -82,18 +88,19 @@ def quadratic(config, rounds, change=lambda parts: parts, poison=None, agent_con
     return np.asarray(weights), state, infos
 
 
-def driver_of(config, rounds_per_step=1, **options):
-    """The driver of such a federation, of one repetition on one device."""
+def driver_of(config, rounds_per_step=1, network=NETWORK, seeds=(0,), num_devices=1, seeds_over_devices=True, **options):
+    """The driver of such a federation, of one repetition on one device unless more are asked for."""
     return make_federated(
         ENV,
-        NETWORK,
+        network,
         SGD,
         config,
-        env_params=jax.tree.map(lambda x: x[None], env_params_of(config.num_clients)),
-        seeds=[0],
-        devices=jax.local_devices()[:1],
+        env_params=jax.tree.map(lambda x: np.stack([x] * len(seeds)), env_params_of(config.num_clients)),
+        seeds=seeds,
+        devices=jax.local_devices()[:num_devices],
         rounds_per_step=rounds_per_step,
-        parts=parts_of(config, **options),
+        parts=parts_of(config, network=network, **options),
+        seeds_over_devices=seeds_over_devices,
     )
 
 

@@ -70,6 +70,13 @@ def everything():
     return made, *made.play(KEYS, {"global": SERVER, "clients": CLIENTS})
 
 
+@pytest.fixture(scope="module")
+def personal():
+    """A policy of each client, beside its own parameters before the merge."""
+    made = evaluator(eval_clients=True, personal="head")
+    return made, *made.play(KEYS, {"personal": CLIENTS, "clients": 7 - CLIENTS})
+
+
 def of(columns, **wanted):
     return [i for i, column in enumerate(columns) if all(column[name] == value for name, value in wanted.items())]
 
@@ -105,6 +112,21 @@ def test_each_client_plays_its_own_environment_and_all_held_out_ones(everything)
     # Columns of the server come first, those of clients after them, in groups.
     kinds = [(c["policy"], c["split"]) for c in made.columns[0]]
     assert list(dict.fromkeys(kinds)) == [(who, kind) for who in ("global", "client") for kind in ("seen", "inside", "beyond")]
+
+
+def test_each_clients_policy_plays_as_its_own_parameters_do(personal, everything):
+    """In the same episodes, and with the columns that the clients' own have, which stand after it."""
+    made, returns, unfinished = personal
+    clients = returns.shape[1] // 2
+    np.testing.assert_allclose(returns[:, :clients], everything[1][:, 7:], rtol=1e-6)
+    np.testing.assert_allclose(
+        returns[:, clients:] - returns[:, :clients], np.tile(10 * (7 - 2 * CLIENTS), 3), rtol=1e-5, atol=1e-4
+    )
+    for columns, served in zip(made.columns, everything[0].columns, strict=True):
+        assert columns[clients:] == served[7:]
+        assert columns[:clients] == [column | {"policy": "personal"} for column in served[7:]]
+    # Seed 0 has an endless environment held out, for three clients twice; seed 1 one of a client's, for two.
+    assert unfinished.tolist() == [EPISODES * 6, EPISODES * 2]
 
 
 def test_every_environment_has_episodes_of_its_own(everything):
@@ -177,6 +199,36 @@ def test_describe_by_hand():
         "eval_client_inside_best": [0, 3],
         "eval_client_beyond": [0, 5],
         "eval_client_beyond_best": [0, 10],
+    }
+    assert described.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(described[name], values, err_msg=name)
+
+
+def test_describe_personal_policies_by_hand():
+    """Means of the clients, and on held-out environments their range; clients' own beside them."""
+    made = evaluator(personal="head", eval_clients=True)
+    seen, inside, beyond = [[3, 1, 8], [2, 2, 2]], [[4, 0, 5], [1, 1, 4]], [[6, 9, 0], [7, 7, 7]]
+    own = [1, 2, 6, 0, 0, 3, -1, -2, 0]
+    described = made.describe(np.array([[*seen[i], *inside[i], *beyond[i], *own] for i in range(2)], np.float64))
+    expected = {
+        "eval_return": [4, 2],
+        "eval_worst": [1, 2],
+        "eval_lowest_tenth": [1, 2],
+        # Of 3, 1 and 8 about 4.
+        "eval_variance": [26 / 3, 0],
+        "eval_inside": [3, 2],
+        "eval_inside_lowest": [0, 1],
+        "eval_inside_highest": [5, 4],
+        "eval_beyond": [5, 7],
+        "eval_beyond_lowest": [0, 7],
+        "eval_beyond_highest": [9, 7],
+        "eval_client_seen": [3, 3],
+        "eval_client_seen_best": [6, 6],
+        "eval_client_inside": [1, 1],
+        "eval_client_inside_best": [3, 3],
+        "eval_client_beyond": [-1, -1],
+        "eval_client_beyond_best": [0, 0],
     }
     assert described.keys() == expected.keys()
     for name, values in expected.items():

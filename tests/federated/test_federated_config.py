@@ -13,7 +13,7 @@ FED, MERGE = "federated.", "federated.merge."
 BAD_COUNTS = (0, -1, True, 8.0, 0.5, math.nan, math.inf, "8", None, 2**31)
 BAD_NUMBERS = (-0.1, math.nan, math.inf, -math.inf, "0.5", [0.5], None, True)
 BAD_WORDS = ("zzz", "", None, 1, "Plain")
-NAMES = ("heterogeneity", "aggregator", "weighting", "server_optimizer")
+NAMES = ("heterogeneity", "aggregator", "weighting", "server_optimizer", "personal")
 OPTIONAL = ("local_episodes", "num_clients_per_round", "concurrency", "block_size", "pooled_batch")
 
 REFUSED = [
@@ -194,6 +194,7 @@ COMBINATIONS = [
             ("weighting", "samples"),
             ("server_optimizer", "fedadam"),
             ("server_learning_rate", 0.5),
+            ("personal", "head"),
         )
     ),
     *(
@@ -233,6 +234,10 @@ COMBINATIONS = [
         ("federated.pooled_batch is 12", "8", "make it a multiple"),
     ),
     (lambda: FederatedConfig(pooled_batch=8, eval_clients=True), ("federated.pooled_batch is 8", "leave eval_clients out")),
+    (
+        lambda: FederatedConfig(pooled_batch=8, personal="trunk"),
+        ("federated.personal is 'trunk' with pooled_batch 8", "one policy for all", "leave it out"),
+    ),
     (
         lambda: experiment(FederatedConfig(pooled_batch=8), seeds_over_devices=False),
         ("federated.pooled_batch is 8", "leave seeds_over_devices on"),

@@ -77,7 +77,7 @@ _SMALL = {
 
 
 def federated_config_of(run_dir: Path, **changes) -> FederatedExperiment:
-    """Ten rounds, two a chunk: two of three clients take part, so each has clocks of its own."""
+    """Ten rounds, two a chunk: two of three clients take part, so each has clocks of its own, beside a head of its own."""
     fields = {
         "rounds": 10,
         "run_dir": run_dir,
@@ -88,6 +88,7 @@ def federated_config_of(run_dir: Path, **changes) -> FederatedExperiment:
             participation="fixed",
             num_clients_per_round=2,
             unseen_envs=1,
+            personal="head",
             aggregator="dqn_jax.federated.aggregation:mean_of",
         ),
         "runner": RunnerConfig(log_every=2, eval_every=4, checkpoint_every=4, keep_checkpoints=10, threshold=1.0),

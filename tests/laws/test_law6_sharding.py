@@ -71,7 +71,7 @@ def test_with_all_passes_only_last_bits_move():
 @pytest.mark.parametrize(
     "options",
     [
-        {"merge": {"moments": "average", "initial": "per_client"}, "algorithm": "scaffold"},
+        {"merge": {"moments": "average", "initial": "per_client"}, "algorithm": "scaffold", "personal": "head"},
         {"participation": "buffered", "num_clients_per_round": 3, "transforms": ("int8",), "aggregator": "median"},
     ],
 )

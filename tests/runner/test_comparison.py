@@ -235,6 +235,25 @@ def test_a_series_is_of_its_own_arm(tmp_path, directory):
     assert set(compare(tmp_path)["equal_frames_per_client"]["seen"]) == {"federated"}
 
 
+def test_personal_policies_stand_where_the_one_policy_does(tmp_path):
+    """What a client plays with its personal parameters is the federation's series: the mean over clients, also held out."""
+    personal = {
+        ("personal", "seen", 0): {7: [10, 20, 30], 8: [0, 10, 20]},
+        ("personal", "seen", 1): {7: [30, 40, 50], 8: [20, 30, 70]},
+        ("personal", "inside", 0): {7: [6, 12, 18], 8: [3, 3, 9]},
+        ("personal", "inside", 1): {7: [8, 12, 20], 8: [5, 3, 9]},
+    }
+    own = {kind: values for kind, values in FEDERATED.items() if kind[0] == "client"}
+    write(tmp_path, {"federated": personal | own, "pooled_updates": POOLED})
+    compare(tmp_path)
+    curves = read_curves(tmp_path)
+    assert curves["federated", "seen"][1].tolist() == BY_HAND["federated", "seen"]
+    assert curves["federated", "inside"][1].tolist() == [[7, 12, 19], [4, 3, 9]]
+    for split in ("seen", "inside"):
+        name = ("federated, then K local steps", split)
+        assert curves[name][1].tolist() == BY_HAND[name]
+
+
 def test_files_are_those_of_the_table(directory, table, capsys):
     assert json.loads((directory / TABLE).read_text()) == json.loads(json.dumps(comparison.jsonable(table)))
     assert (directory / FIGURE).read_bytes().startswith(b"\x89PNG")

@@ -34,9 +34,9 @@ WARM_UP = 3 * 8
 """Frames of the warm-up: of each of three clients, four acts of two environments."""
 FRAMES, UPDATES = 2 * 4 * 2, 2 * 4
 """Of a round: two clients, four local steps, two environments; an update a step."""
-PARAMETERS = 4 * 16 + 16 + 16 * 2 + 2
+PARAMETERS = 4 * 16 + 16
 SENT = 2 * (4 * PARAMETERS + 4 * PARAMETERS + 4 * 5)
-"""Bytes of a round: each of two clients downloads the parameters, and uploads their change and a report of five numbers."""
+"""Bytes of a round: each of two clients downloads the trunk, and uploads their change and a report of five numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +90,21 @@ def test_counts_are_of_each_seeds_clients_together(whole):
         assert rate is None if rounds == 2 else rate == pytest.approx(2 * 2 * FRAMES / line["chunk_seconds"])
 
 
-def test_returns_have_a_row_for_each_environment(whole):
-    """The final parameters are played though no period ends with them."""
-    kinds = [("seen", 0), ("seen", 1), ("seen", 2), ("inside", None), ("beyond", None)]
+def test_returns_have_a_row_for_each_client(whole):
+    """Where it trains, inside and beyond; the final parameters are played though no period ends with them."""
+    kinds = [(split, client) for split in ("seen", "inside", "beyond") for client in range(3)]
     rows = read_returns(whole)
     assert [(row["rounds"], row["seed"], row["split"], row["client"]) for row in rows] == [
         (rounds, seed, *kind) for rounds in (4, 8, 10) for seed in (3, 4) for kind in kinds
     ]
-    assert {row["policy"] for row in rows} == {"global"}
+    assert {row["policy"] for row in rows} == {"personal"}
     assert all((row["frames"], row["updates"]) == (WARM_UP + FRAMES * n, UPDATES * n) for row in rows for n in [row["rounds"]])
     # An environment is a seed's client's for the whole run, and nobody else's.
-    for name in ((row["seed"], *kind) for row in rows[:10] for kind in [(row["split"], row["client"])]):
+    for name in ((row["seed"], *kind) for row in rows[:18] for kind in [(row["split"], row["client"])]):
         mine = [row["env_params"] for row in rows if (row["seed"], row["split"], row["client"]) == name]
         assert len(mine) == 3
         assert len(set(mine)) == 1
-    assert len({row["env_params"] for row in rows}) == 10
+    assert len({row["env_params"] for row in rows}) == 2 * 3 + 1
 
     # What metrics say of a seed is the mean and the least of its clients' rows.
     for line in read_metrics(whole)[1::2]:
@@ -114,7 +114,9 @@ def test_returns_have_a_row_for_each_environment(whole):
             assert line["eval_return"][position] == pytest.approx(np.mean(seen))
             assert line["eval_worst"][position] == pytest.approx(min(seen))
             for kind in ("inside", "beyond"):
-                assert [line[f"eval_{kind}"][position]] == pytest.approx([r["return"] for r in now if r["split"] == kind])
+                theirs = [row["return"] for row in now if row["split"] == kind]
+                assert line[f"eval_{kind}"][position] == pytest.approx(np.mean(theirs))
+                assert line[f"eval_{kind}_lowest"][position] == pytest.approx(min(theirs))
 
 
 def test_the_summary_is_of_the_final_parameters(whole):
@@ -134,7 +136,9 @@ def test_the_summary_is_of_the_final_parameters(whole):
     assert summary["final_return_min"] == pytest.approx(min(means))
     assert summary["final_worst"] == pytest.approx(final("seen", min))
     assert summary["final_variance"] == pytest.approx(final("seen", np.var))
-    assert (summary["final_inside"], summary["final_beyond"]) == (final("inside", sum), final("beyond", sum))
+    for kind in ("inside", "beyond"):
+        assert summary[f"final_{kind}"] == pytest.approx(final(kind, np.mean))
+        assert summary[f"final_{kind}_highest"] == pytest.approx(final(kind, max))
     assert summary["final_unfinished_episodes"] == 0
     best = np.max([*(line["eval_return"] for line in lines[1::2]), means], axis=0)
     assert summary["best_returns"] == pytest.approx(best.tolist())
@@ -202,7 +206,7 @@ def test_a_last_bit_of_one_clients_memory_is_seen(tmp_path, whole, driver_and_ev
     driver, evaluator = driver_and_evaluator
     loop.run(driver, config_of(tmp_path, rounds=4), evaluator)
     loop.run(at(driver, 1, lambda state: remembering(state, flip)), config_of(tmp_path), evaluator)
-    assert {".server.params['head']['kernel']", METRICS} <= differences(tmp_path, whole)
+    assert {".clients.agent.learner.params['head']['kernel']", METRICS} <= differences(tmp_path, whole)
 
 
 def test_a_client_that_breaks_is_named_with_its_seed_and_never_saved(tmp_path, driver_and_evaluator, no_plot):

@@ -90,6 +90,18 @@ def test_clients_are_rows_from_worst_to_best_at_the_end(run_dir):
     assert (drift.get_xdata().tolist(), drift.get_ydata().tolist()) == ([2, 6], [1.0, 0.25])
 
 
+def test_personal_policies_are_drawn_in_place_of_the_one(tmp_path):
+    rows = [row | {"policy": "personal"} for row in rows_of({kind: RETURNS[kind] for kind in RETURNS if kind[0] == "seen"})]
+    records = Records(tmp_path, resume=False)
+    records.write_config({"env": "CartPole-v1", "federated": {"num_clients": 2, "local_steps": 7}})
+    for rounds in (2, 4, 6):
+        records.append_metrics({"rounds": rounds, "return": TRAINING[rounds], "drift": DRIFT[rounds]})
+    records.append_returns(rows)
+    assert "greedy, each client's policy where it trains" in lines_of(learning_curve(tmp_path).axes[0])
+    (image,) = clients_figure(tmp_path).axes[0].collections
+    assert np.asarray(image.get_array()).tolist() == [[12.0, 20.0], [14.0, 30.0], [10.0, 40.0], [20.0, 60.0]]
+
+
 def test_a_federated_run_is_drawn_into_two_files(run_dir):
     paths = draw_run(run_dir)
     assert paths == [run_dir / "learning_curve.png", run_dir / "clients.png"]
