@@ -57,5 +57,5 @@ def of_rules(rule: Exploration, numbers: ActorHyperparams, aggregator: Aggregato
     """A rule's of exploration, and an aggregator's."""
     rule.choose(key, key, key, numbers)
     rule.choose(key, key, key, 3)  # type: ignore[arg-type]
-    aggregator.combine({}, key, axis_name=None)
-    aggregator.combine({}, key, axis=None)  # type: ignore[call-arg]
+    aggregator.combine((), {}, key, axis_name=None)
+    aggregator.combine((), {}, key, axis=None)  # type: ignore[call-arg]

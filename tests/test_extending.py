@@ -213,8 +213,13 @@ def test_parts_of_the_federation():
     weights = jnp.array([1.0, 3.0, 0.0])
     deltas = {"w": jnp.array([[3.0, 4.0], [0.3, 0.4], [jnp.nan, jnp.inf]])}
     # The first is cut from 5 to 1, the second is short, the third is absent.
-    short = make_aggregator("mine:short:1").combine(deltas, weights)
+    short, _ = make_aggregator("mine:short:1").combine((), deltas, weights)
     np.testing.assert_allclose(short["w"], [(0.6 + 0.9) / 4, (0.8 + 1.2) / 4], rtol=1e-5)
+    momentum = make_aggregator("mine:momentum")
+    _, state = momentum.combine(momentum.init({"w": jnp.zeros(2)}), deltas, weights)
+    delta, state = momentum.combine(state, deltas, weights)
+    # The mean by weights 1 and 3, and 0.9 of it from before.
+    np.testing.assert_allclose(delta["w"], [1.9 * 3.9 / 4, 1.9 * 5.2 / 4], rtol=1e-5)
     transform = make_transforms(("mine:gaussian:0.5",))
     delta = {"w": jnp.zeros(10_000)}
     _, sent = transform.update(KEY, transform.init(delta), delta)

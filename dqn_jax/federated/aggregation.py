@@ -8,10 +8,12 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dqn_jax.config import require
+from dqn_jax.envs.environment import strong
 from dqn_jax.lookup import Found, check_like, function_of, is_users, lookup, record_of
-from dqn_jax.types import Params
+from dqn_jax.types import Params, Tree
 
 
 class Report(NamedTuple):
@@ -32,10 +34,11 @@ class Report(NamedTuple):
 class Combine(Protocol):
     """`Aggregator.combine`."""
 
-    def __call__(self, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
-        """Makes one delta of leaves [C, ...] by weights [C], the same on every device of the axis.
+    def __call__(self, state: Tree, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> tuple[Params, Tree]:
+        """Makes one delta of leaves [C, ...] by weights [C], and the next state, both the same on every device of the axis.
 
-        Weights are not negative; a client with weight 0 must not count, whatever its delta holds.
+        Weights are not negative; a client with weight 0 must not count, whatever its delta holds. Where nobody counts, neither
+        is used.
         """
 
 
@@ -45,6 +48,17 @@ class Aggregator(NamedTuple):
     combine: Combine
     leaves_out_non_finite: bool = False
     """Whether a client whose update is not finite may be given weight 0. Else such a client ends the run."""
+    init: Callable[[Params], Tree] = lambda params: ()
+    """parameters that are shared -> state before the first round, which the server keeps."""
+
+
+def stateless(mean: Callable[..., Params], leaves_out_non_finite: bool = False) -> Aggregator:
+    """A function of (deltas, weights, axis_name) that keeps nothing as an aggregator."""
+
+    def combine(state: Tree, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> tuple[Params, Tree]:
+        return mean(deltas, weights, axis_name), state
+
+    return Aggregator(combine, leaves_out_non_finite)
 
 
 def mean_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
@@ -92,7 +106,7 @@ def trimmed(share: float = 0.1) -> Aggregator:
     """
     require(0 <= share < 0.5, f"federated.aggregator is 'trimmed:{share:g}': give a share from 0 and below 0.5")
 
-    def combine(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
+    def without_ends(deltas: Params, weights: jax.Array, axis_name: str | None) -> Params:
         deltas, weights = gather((deltas, weights), axis_name)
         present = weights > 0
         count = jnp.sum(present)
@@ -108,10 +122,41 @@ def trimmed(share: float = 0.1) -> Aggregator:
 
         return jax.tree.map(mean, deltas)
 
-    return Aggregator(combine, True)
+    return stateless(without_ends, True)
 
 
-AGGREGATORS = {"mean": Aggregator(mean_of, True), "median": Aggregator(median_of, True), "trimmed": trimmed}
+def centred_clip(radius: float) -> Aggregator:
+    """The last aggregate v, moved by the mean of what is left of the clients' distances from it: each is cut to the radius.
+
+    Source: Karimireddy, He & Jaggi (2021), Learning from history for Byzantine robust optimization, algorithm 2, with one
+    iteration a round: v <- v + mean_i (delta_i - v) min(1, radius / |delta_i - v|). Before the first round v is 0.
+
+    Args:
+      radius: L2 norm over all parameters.
+
+    Raises:
+      InputError: for a radius that is not above 0.
+    """
+    require(radius > 0, f"federated.aggregator is 'centred-clip:{radius:g}': give a radius above 0")
+
+    def combine(state: Params, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> tuple[Params, Params]:
+        def cut(delta: Params) -> Params:
+            distance = jax.tree.map(jnp.subtract, delta, state)
+            share = jnp.minimum(1.0, radius / optax.tree.norm(distance))
+            return jax.tree.map(lambda x: share * x, distance)
+
+        delta = jax.tree.map(jnp.add, state, mean_of(jax.vmap(cut)(deltas), weights, axis_name))
+        return delta, delta
+
+    return Aggregator(combine, True, init=lambda params: jax.tree.map(jnp.zeros_like, params))
+
+
+AGGREGATORS = {
+    "mean": stateless(mean_of, True),
+    "median": stateless(median_of, True),
+    "trimmed": trimmed,
+    "centred-clip": centred_clip,
+}
 
 WEIGHTINGS: dict[str, Callable[[Report], jax.Array]] = {
     "uniform": lambda report: jnp.float32(1),
@@ -132,19 +177,27 @@ def make_aggregator(spec: str) -> Aggregator:
     if not is_users(spec):
         return record_of(argument, spec, found, Aggregator)
     own = found.part if isinstance(found.part, Aggregator) else from_function(function_of(argument, spec, found, 2))
-    guarded = function_of(argument, spec, Found(own.combine, ()), 2)
+    guarded = function_of(argument, spec, Found(own.combine, ()), 4)
+    start = function_of(argument, spec, Found(own.init, ()), 1)
 
-    def combine(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
-        delta = guarded(deltas, weights, axis_name=axis_name)
-        check_like(argument, spec, delta, jax.tree.map(lambda x: x[0], deltas))
-        return delta
+    def combine(state: Tree, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> tuple[Params, Tree]:
+        made = guarded(state, deltas, weights, axis_name)
+        require(
+            isinstance(made, tuple) and len(made) == 2,
+            f"{argument} is {spec!r}, whose combine returns a {type(made).__name__}: return a delta and a state",
+        )
+        check_like(argument, spec, made[0], jax.tree.map(lambda x: x[0], deltas))
+        check_like(argument, spec, {"state": made[1]}, {"state": state})
+        forms = {(jax.tree.structure(tree), *map(jnp.result_type, jax.tree.leaves(tree))) for tree in (made[1], state)}
+        require(len(forms) == 1, f"{argument} is {spec!r}, and its state changes its form or types: return one like init's")
+        return made
 
-    return own._replace(combine=combine)
+    return own._replace(combine=combine, init=lambda params: jax.tree.map(strong, start(params)))
 
 
 def from_function(function: Callable[[Params, jax.Array], Params]) -> Aggregator:
     """A plain function of (deltas [C, ...], weights [C]), which sees all clients wherever they are, as an aggregator."""
-    return Aggregator(lambda deltas, weights, axis_name=None: function(*gather((deltas, weights), axis_name)))
+    return stateless(lambda deltas, weights, axis_name: function(*gather((deltas, weights), axis_name)))
 
 
 def make_weighting(spec: str) -> Callable[[Report], jax.Array]:

@@ -85,7 +85,7 @@ class FederatedConfig:
     transforms: tuple[str, ...] = ()
     """Changes to an update before it is sent, in order: clip:NORM, int8, top-k:SHARE, or module:transform."""
     aggregator: str = "mean"
-    """How updates become one: mean, median, trimmed:SHARE, or module:function of (deltas, weights)."""
+    """How updates become one: mean, median, trimmed:SHARE, centred-clip:RADIUS, or module:function of (deltas, weights)."""
     weighting: str = "uniform"
     """Weight of a client: uniform, samples (frames of the round), episodes (of the round), or module:function of its report."""
     server_optimizer: str = "fedavg"

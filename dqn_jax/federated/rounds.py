@@ -108,9 +108,10 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             params = mean_of(learner.params, jnp.ones(len(keys)), axis_name)
         plans = stream_key(seed, PLANS)
         # No optimizer has taken a step, so any client's state will do.
+        shared = sharing.shared(params)
         moments = sharing.shared_moments(jax.tree.map(lambda x: x[0], learner.opt_state))
         return FederatedState(
-            server=init_server(config, parts.server_rule, sharing.shared(params), moments),
+            server=init_server(config, parts.server_rule, shared, moments, parts.aggregator.init(shared)),
             clients=clients,
             participation=participation.init(jax.random.fold_in(plans, np.uint32(2**32 - 1))),
             stream=plans,
@@ -151,7 +152,8 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
         counts = cohort.present & cohort.finite if parts.aggregator.leaves_out_non_finite else cohort.present
         weights = jnp.where(counts, jax.vmap(parts.weigh)(updates.report), 0.0)
         chex.assert_equal_shape([weights, counts])
-        delta = parts.aggregator.combine(_scaled(updates, cohort.staleness, config), weights, axis_name)
+        scaled = _scaled(updates, cohort.staleness, config)
+        delta, aggregator = parts.aggregator.combine(server.aggregator, scaled, weights, axis_name)
         if config.algorithm == "fednova":
             # Wang et al. (2020), equation 6: the mean number of updates times the mean step per update.
             length = mean_of(updates.report.updates.astype(jnp.float32), weights, axis_name)
@@ -161,13 +163,14 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             control=_next_control(server.control, updates.control, counts, config.num_clients, axis_name),
             moments=_average(updates.moments, weights, axis_name),
             target_params=_average(updates.target_params, weights, axis_name),
+            aggregator=aggregator,
         )
         someone = total(jnp.sum(weights)) > 0
         server = jax.tree.map(lambda new, old: jnp.where(someone, new, old), stepped, server)
         drift = jax.vmap(lambda own: optax.tree.norm(jax.tree.map(jnp.subtract, own, delta)))(updates.delta)
         return server, {
             "drift_sum": total(jnp.sum(jnp.where(counts, drift, 0.0))),
-            "delta_norm": optax.tree.norm(delta),
+            "delta_norm": jnp.where(someone, optax.tree.norm(delta), 0.0),
             "left_out": total(jnp.sum(cohort.present & ~counts)),
             "weightless": (total(jnp.sum(counts)) > 0) & ~someone,
         }

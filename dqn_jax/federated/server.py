@@ -44,6 +44,8 @@ class ServerState(flax.struct.PyTreeNode):
     """Average of the clients' optimizer states; nothing unless they are averaged."""
     target_params: Params
     """Average of the clients' targets; nothing unless they are averaged."""
+    aggregator: Tree = ()
+    """State of the aggregator; nothing for one that keeps none."""
 
 
 def make_server_rule(spec: str) -> ServerRule:
@@ -56,7 +58,9 @@ def make_server_rule(spec: str) -> ServerRule:
     return optax_rule(argument, spec, lookup(argument, spec, SERVER_RULES))
 
 
-def init_server(config: FederatedConfig, rule: ServerRule, params: Params, opt_state: optax.OptState) -> ServerState:
+def init_server(
+    config: FederatedConfig, rule: ServerRule, params: Params, opt_state: optax.OptState, aggregator: Tree = ()
+) -> ServerState:
     """The server before the first round.
 
     Args:
@@ -64,6 +68,7 @@ def init_server(config: FederatedConfig, rule: ServerRule, params: Params, opt_s
       rule: its optimizer.
       params: the initial parameters that are shared.
       opt_state: the optimizer state, of those, of any client before its first update.
+      aggregator: the aggregator's first state.
     """
     rate = jnp.float32(config.server_learning_rate)
     return ServerState(
@@ -73,6 +78,7 @@ def init_server(config: FederatedConfig, rule: ServerRule, params: Params, opt_s
         control=jax.tree.map(jnp.zeros_like, params) if config.algorithm == "scaffold" else (),
         moments=opt_state if config.merge.moments == "average" else (),
         target_params=jax.tree.map(jnp.copy, params) if config.merge.target == "average" else (),
+        aggregator=aggregator,
     )
 
 

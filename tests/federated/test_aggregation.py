@@ -8,20 +8,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from federated.helpers import jit_in_a_hurry, refusal
-from laws.common import assert_close, assert_differs
+from federated.helpers import jit_in_a_hurry, one_line, refusal
+from laws.common import assert_bitwise, assert_close, assert_differs
 
-from dqn_jax.config import InputError
 from dqn_jax.federated import aggregation
-from dqn_jax.federated.aggregation import Aggregator, Report, from_function, make_aggregator, make_weighting, mean_of, median_of
+from dqn_jax.federated.aggregation import (
+    Aggregator,
+    Report,
+    from_function,
+    make_aggregator,
+    make_weighting,
+    mean_of,
+    median_of,
+    stateless,
+)
 from dqn_jax.mapping import over, place
 
 DEVICES = 4
 TRIM = 0.2
 
 
+def delta_of(aggregator, deltas, weights, axis_name=None):
+    """What an aggregator that keeps no state makes of a round."""
+    delta, state = aggregator.combine((), deltas, weights, axis_name)
+    assert state == aggregator.init(None) == ()
+    return delta
+
+
 def both(values, weights, axis_name=None):
-    trimmed = aggregation.trimmed(TRIM).combine(values, weights, axis_name)
+    trimmed = delta_of(aggregation.trimmed(TRIM), values, weights, axis_name)
     return {"mean": mean_of(values, weights, axis_name), "median": median_of(values, weights, axis_name), "trimmed": trimmed}
 
 
@@ -129,7 +144,8 @@ def test_over_real_devices():
     plain = from_function(in_order)
 
     def everything(values, weights):
-        return both(values, weights, "devices") | {"own": plain.combine(values, weights, "devices")}
+        clipped = CLIPPED.combine(centre(), values, weights, "devices")
+        return both(values, weights, "devices") | {"own": delta_of(plain, values, weights, "devices"), "clipped": clipped}
 
     devices = jax.local_devices()[:DEVICES]
     rows = jax.tree.map(lambda x: x.reshape(DEVICES, 2, *x.shape[1:]), (updates(), weights))
@@ -137,12 +153,14 @@ def test_over_real_devices():
     own = jax.tree.map(lambda x: np.tensordot(np.arange(1, 9) * weights, x, axes=1).astype(np.float32), updates())
     for device in range(DEVICES):
         row = jax.tree.map(lambda x, d=device: x[d], out)
-        assert_close(row, in_numpy(updates(), weights) | {"own": own}, rtol=1e-6)
+        # Both what it makes and what it keeps, the same on every device.
+        clipped = (clipped_in_numpy(updates(), weights),) * 2
+        assert_close(row, in_numpy(updates(), weights) | {"own": own, "clipped": clipped}, rtol=1e-6)
 
 
 def test_a_plain_function_on_one_device_is_called_as_it_is():
     weights = np.float32(WEIGHTS["odd"])
-    assert_close(from_function(in_order).combine(updates(), weights), in_order(updates(), weights))
+    assert_close(delta_of(from_function(in_order), updates(), weights), in_order(updates(), weights))
 
 
 def test_aggregators_by_name(monkeypatch):
@@ -150,15 +168,15 @@ def test_aggregators_by_name(monkeypatch):
     for name in ("mean", "median"):
         found = make_aggregator(name)
         assert found.leaves_out_non_finite
-        assert_close(found.combine(updates(), weights), in_numpy(updates(), weights)[name], rtol=1e-6)
+        assert_close(delta_of(found, updates(), weights), in_numpy(updates(), weights)[name], rtol=1e-6)
     module = types.ModuleType("own_aggregators")
     module.function = in_order
-    module.aggregator = Aggregator(lambda deltas, weights, axis_name=None: axis_name, leaves_out_non_finite=True)
+    module.aggregator = stateless(mean_of, leaves_out_non_finite=True)
     monkeypatch.setitem(sys.modules, "own_aggregators", module)
     function = make_aggregator("own_aggregators:function")
     # It may not be able to leave anybody out, so a client that is not finite must end the run.
     assert not function.leaves_out_non_finite
-    assert_close(function.combine(updates(), weights), in_order(updates(), weights))
+    assert_close(delta_of(function, updates(), weights), in_order(updates(), weights))
     assert make_aggregator("own_aggregators:aggregator").leaves_out_non_finite
 
 
@@ -215,9 +233,9 @@ def test_a_trimmed_mean_by_hand():
     deltas = {"w": np.float32([[1, 9], [5, 1], [2, 2], [100, 3], [np.nan, 4]])}
     present = np.float32([1, 7, 1, 1, 0])
     # Of four clients a share of 0.25 is one at each end of each coordinate: (2 + 5) / 2 and (2 + 3) / 2; weights do not count.
-    np.testing.assert_allclose(make_aggregator("trimmed:0.25").combine(deltas, present)["w"], [3.5, 2.5])
+    np.testing.assert_allclose(delta_of(make_aggregator("trimmed:0.25"), deltas, present)["w"], [3.5, 2.5])
     # A tenth of four is nobody; the default is a tenth.
-    np.testing.assert_allclose(make_aggregator("trimmed").combine(deltas, present)["w"], [27, 3.75])
+    np.testing.assert_allclose(delta_of(make_aggregator("trimmed"), deltas, present)["w"], [27, 3.75])
     assert make_aggregator("trimmed:0.1").leaves_out_non_finite
     for share in (0.5, -0.1):
         assert f"'trimmed:{share}'" in refusal(lambda share=share: make_aggregator(f"trimmed:{share}"))
@@ -228,18 +246,108 @@ def test_a_users_own_must_keep_the_shapes(monkeypatch):
     module = types.ModuleType("own_aggregators")
     module.stacked = lambda deltas, weights: deltas
     monkeypatch.setitem(sys.modules, "own_aggregators", module)
-    message = refusal(lambda: make_aggregator("own_aggregators:stacked").combine(updates(), np.ones(8, np.float32)))
+    message = refusal(lambda: delta_of(make_aggregator("own_aggregators:stacked"), updates(), np.ones(8, np.float32)))
     assert message == "federated.aggregator is 'own_aggregators:stacked', and its['b'] has shape (8,): give ()"
 
 
-def test_a_users_record_is_blamed_and_checked_too(monkeypatch):
+@pytest.fixture
+def own(monkeypatch):
+    """A user's module of aggregators with a state, right and wrong."""
     module = types.ModuleType("own_aggregators")
-    module.fails = Aggregator(lambda deltas, weights, axis_name=None: deltas["missing"], leaves_out_non_finite=True)
-    module.stacked = Aggregator(lambda deltas, weights, axis_name=None: deltas)
+
+    def momentum(state, deltas, weights, axis_name):
+        delta = jax.tree.map(lambda last, new: 0.5 * last + new, state["last"], mean_of(deltas, weights, axis_name))
+        return delta, {"last": delta, "rounds": state["rounds"] + 1}
+
+    def keeping(change):
+        return Aggregator(lambda state, *rest: (momentum(state, *rest)[0], change(momentum(state, *rest)[1])), init=init)
+
+    init = lambda params: {"last": jax.tree.map(jnp.zeros_like, params), "rounds": 0}  # noqa: E731
+    module.momentum = Aggregator(momentum, init=init)
+    module.larger = keeping(lambda state: state | {"rounds": jnp.zeros(2)})
+    module.other = keeping(lambda state: state | {"rounds": state["rounds"] + 0.5})
+    module.alone = Aggregator(lambda state, deltas, weights, axis_name: mean_of(deltas, weights, axis_name))
+    module.three = Aggregator(mean_of)
+    module.fails = Aggregator(lambda state, deltas, weights, axis_name: deltas["missing"], leaves_out_non_finite=True)
+    module.stacked = Aggregator(lambda state, deltas, weights, axis_name: (deltas, state))
+    module.begins = Aggregator(momentum, init=lambda params: params["missing"])
     monkeypatch.setitem(sys.modules, "own_aggregators", module)
-    fails = make_aggregator("own_aggregators:fails")
-    assert fails.leaves_out_non_finite
-    with pytest.raises(InputError, match=f"^federated.aggregator is 'own_aggregators:fails', which fails at {__file__}:"):
-        fails.combine(updates(), np.ones(8, np.float32))
-    with pytest.raises(InputError, match="has shape"):
-        make_aggregator("own_aggregators:stacked").combine(updates(), np.ones(8, np.float32))
+
+
+def combined(name):
+    aggregator = make_aggregator(f"own_aggregators:{name}")
+    state = aggregator.init(jax.tree.map(lambda x: x[0], updates()))
+    return aggregator, aggregator.combine(state, updates(), np.ones(8, np.float32))
+
+
+def test_a_users_aggregator_may_keep_a_state(own):
+    aggregator, (delta, state) = combined("momentum")
+    mean = mean_of(updates(), np.ones(8, np.float32))
+    assert_close(delta, mean)
+    # What a Python number begins as is what it stays.
+    assert not aggregator.init(mean)["rounds"].weak_type
+    delta, state = aggregator.combine(state, updates(), np.ones(8, np.float32))
+    assert_close(delta, jax.tree.map(lambda x: 1.5 * x, mean))
+    assert (int(state["rounds"]), aggregator.leaves_out_non_finite) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("larger", ", and its['state']['rounds'] has shape (2,): give ()"),
+        ("other", ", and its state changes its form or types: return one like init's"),
+        ("alone", ", whose combine returns a dict: return a delta and a state"),
+        ("three", ", called with 4 argument(s) and then its 0 number(s), which do not fit it ("),
+        ("fails", f", which fails at {__file__}:"),
+        ("begins", f", which fails at {__file__}:"),
+        ("stacked", ", and its['b'] has shape (8,): give ()"),
+    ],
+)
+def test_a_users_record_is_blamed_and_checked_too(own, name, words):
+    message = one_line(lambda: combined(name))
+    assert message.startswith(f"federated.aggregator is 'own_aggregators:{name}'{words}")
+
+
+RADIUS = 1.5
+CLIPPED = make_aggregator(f"centred-clip:{RADIUS}")
+
+
+def centre():
+    """Where it begins in these tests: not at 0."""
+    return jax.tree.map(lambda x: jnp.full(x.shape[1:], 0.25), updates())
+
+
+def clipped_in_numpy(values, weights):
+    """v + mean_i (delta_i - v) min(1, radius / |delta_i - v|), for the clients that count."""
+    flat = np.concatenate([values["b"][:, None], values["w"].reshape(8, -1)], axis=1).astype(np.float64)
+    distance = flat - 0.25
+    norms = np.linalg.norm(distance, axis=1)
+    # Some are cut and some are not.
+    assert norms.min() < RADIUS < norms.max()
+    cut = distance * np.minimum(1, RADIUS / norms)[:, None]
+    new = (0.25 + np.average(cut, axis=0, weights=weights)).astype(np.float32)
+    return {"b": new[0], "w": new[1:].reshape(3, 2)}
+
+
+def test_centred_clipping_in_numpy():
+    weights = np.float32(WEIGHTS["odd"])
+    delta, state = CLIPPED.combine(centre(), with_junk(updates(), weights), weights)
+    assert_close(delta, clipped_in_numpy(updates(), weights), rtol=1e-6)
+    assert_bitwise(state, delta)
+    assert CLIPPED.leaves_out_non_finite
+    assert_bitwise(CLIPPED.init(centre()), jax.tree.map(np.zeros_like, centre()))
+
+
+def test_centred_clipping_by_hand():
+    """Around (1, 0): (4, 4) is 5 away and cut to 1; (1, 0.5) is within; who is there already stays."""
+    aggregator = make_aggregator("centred-clip:1")
+    deltas = {"w": np.float32([[4, 4], [1, 0.5], [1, 0], [np.nan, 7]])}
+    delta, _ = aggregator.combine({"w": jnp.float32([1, 0])}, deltas, np.float32([1, 2, 1, 0]))
+    # By weights 1, 2 and 1: (0.6, 0.8), (0, 0.5) and (0, 0).
+    np.testing.assert_allclose(delta["w"], [1 + 0.6 / 4, (0.8 + 1.0) / 4], rtol=1e-6)
+
+
+def test_a_radius_is_needed():
+    for spec in ("centred-clip:0", "centred-clip:-1"):
+        assert refusal(lambda spec=spec: make_aggregator(spec)).endswith("give a radius above 0")
+    assert "'centred-clip', called with 0 argument(s)" in one_line(lambda: make_aggregator("centred-clip"))

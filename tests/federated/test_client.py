@@ -10,7 +10,7 @@ from federated.quadratics import RATE, SGD, by_hand, planned, quadratic
 from laws.common import ENV, FREE, NETWORK
 from laws.federation import config_of, many, small, train
 
-from dqn_jax.federated.aggregation import Aggregator, mean_of
+from dqn_jax.federated.aggregation import mean_of, stateless
 from dqn_jax.federated.driver import named_parts
 
 pytestmark = pytest.mark.long
@@ -86,7 +86,7 @@ def test_a_client_that_breaks_is_left_out_and_counted():
 
 def test_an_aggregator_that_promises_nothing_is_told_on():
     def change(parts):
-        return parts._replace(aggregator=Aggregator(mean_of, leaves_out_non_finite=False))
+        return parts._replace(aggregator=stateless(mean_of))
 
     weights, _, infos = quadratic(config_of(num_clients=2, local_steps=2), 2, change, poison={1: 2})
     assert np.isnan(weights[1])

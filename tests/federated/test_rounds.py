@@ -20,11 +20,13 @@ from federated.quadratics import (
     planned,
     quadratic,
 )
+from laws.common import assert_bitwise, assert_differs
 from laws.federation import config_of
 
-from dqn_jax.federated.aggregation import Aggregator, mean_of
+from dqn_jax.federated.aggregation import mean_of, stateless
 from dqn_jax.federated.rounds import make_federation
 from dqn_jax.federated.transforms import compressor
+from dqn_jax.runner import checkpoint
 
 pytestmark = pytest.mark.long
 
@@ -135,6 +137,50 @@ def test_the_median_of_three():
     np.testing.assert_allclose(weights, [first, first + np.median(changes_of(first))], rtol=1e-6)
 
 
+def clipped(last, sent, radius):
+    """The next centre of centred clipping, of single numbers: none moves it by more than the radius."""
+    return last + np.mean(np.clip(sent - last, -radius, radius))
+
+
+def test_centred_clipping_by_hand():
+    """Around 0 at first, and then around the last aggregate; a round of nobody moves neither, though it is between two."""
+    some = {"participation": "fixed", "num_clients_per_round": 2}
+    config = config_of(num_clients=3, local_steps=2, aggregator="centred-clip:0.2", **some)
+    deliver = [[True, True, False], [False] * 3, [False, True, True]]
+    weights, state, infos = quadratic(config, 3, planned(starts=[[True] * 3], delivers=deliver))
+    # Their changes are 0.19, 0.83 and -0.2: the second is cut.
+    first = clipped(0.0, changes_of(0.0)[:2], 0.2)
+    assert first == pytest.approx((0.19 + 0.2) / 2)
+    second = clipped(first, changes_of(first)[1:], 0.2)
+    np.testing.assert_allclose(weights, [first, first, first + second], rtol=1e-5)
+    np.testing.assert_allclose(state.server.aggregator["w"], second, rtol=1e-5)
+    np.testing.assert_allclose(infos["delta_norm"], np.abs([first, 0, second]), rtol=1e-5)
+    assert infos["participants"].tolist() == [2, 0, 2]
+
+
+def test_a_client_that_breaks_does_not_touch_the_centre():
+    config = config_of(num_clients=2, local_steps=2, aggregator="centred-clip:0.2")
+    _, state, infos = quadratic(config, 2, poison={1: 2})
+    assert infos["left_out"].tolist() == [0, 1]
+    first = clipped(0.0, changes_of(0.0)[:2], 0.2)
+    np.testing.assert_allclose(state.server.aggregator["w"], clipped(first, changes_of(first)[:1], 0.2), rtol=1e-5)
+
+
+def test_the_centre_goes_through_a_checkpoint(tmp_path):
+    """Two rounds, saved, restored into a state that has not begun, and two more are four rounds, to the last bit."""
+    driver = driver_of(config_of(num_clients=3, local_steps=2, aggregator="centred-clip:0.2"), rounds_per_step=2)
+    half, _ = driver.step(driver.init())
+    checkpoint.save(tmp_path, half, 2, {}, {}, keep=1)
+    whole, _ = driver.step(half)
+    found, _ = checkpoint.newest_valid(tmp_path)
+    again, _ = driver.step(found.restore(driver.init()))
+    assert_bitwise(again, whole)
+    start = driver.init()
+    begun_anew = found.restore(start)
+    begun_anew = begun_anew.replace(server=begun_anew.server.replace(aggregator=start.server.aggregator))
+    assert_differs(driver.step(begun_anew)[0].server.params, whole.server.params)
+
+
 HALVES = compressor(lambda key, delta: jax.tree.map(lambda x: x / 2, delta), payload=lambda before: before._replace(bits=16))
 
 
@@ -214,7 +260,7 @@ def test_means_are_of_those_that_counted():
 def test_the_client_that_broke_first_is_named():
     """The server passes it on, so that in the last of the chunk's rounds everybody is broken."""
     config = config_of(num_clients=3, local_steps=2)
-    strict = Aggregator(mean_of, leaves_out_non_finite=False)
+    strict = stateless(mean_of)
     driver = driver_of(config, rounds_per_step=4, poison={2: 3}, change=lambda parts: parts._replace(aggregator=strict))
     _, info = driver.step(driver.init())
     assert info["broken"].tolist() == [[False, False, True]]
