@@ -107,8 +107,8 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             # Clients that begin apart, begin around their mean.
             params = mean_of(learner.params, jnp.ones(len(keys)), axis_name)
         plans = stream_key(seed, PLANS)
-        # No optimizer has taken a step, so any client's state will do.
         shared = sharing.shared(params)
+        # No optimizer has taken a step, so any client's state will do.
         moments = sharing.shared_moments(jax.tree.map(lambda x: x[0], learner.opt_state))
         return FederatedState(
             server=init_server(config, parts.server_rule, shared, moments, parts.aggregator.init(shared)),

@@ -219,7 +219,13 @@ OWN_ENDS = [descended(START, client, 4) for client in range(2)]
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "shared"),
-    [({}, {}), ({"algorithm": "fedprox", "proximal": 2.0}, {"mu": 2.0}), ({"algorithm": "scaffold"}, {"scaffold": True})],
+    [
+        ({}, {}),
+        ({"algorithm": "fedprox", "proximal": 2.0}, {"mu": 2.0}),
+        ({"algorithm": "scaffold"}, {"scaffold": True}),
+        # Of a single number nothing is rounded away.
+        ({"transforms": ("int8",)}, {}),
+    ],
 )
 def test_two_rounds_by_hand(options, shared):
     """The shared weight as in a federation that has no other; the own one as if there were no federation."""
@@ -257,6 +263,19 @@ def test_two_rounds_of_averaged_moments_by_hand():
     adam = state.clients.agent.learner.opt_state[0]
     np.testing.assert_allclose([state.clients.agent.learner.params["own"], adam.mu["own"], adam.nu["own"]], alone, rtol=1e-4)
     assert state.server.moments[0].mu["own"] is None
+
+
+@pytest.mark.long
+def test_two_rounds_of_averaged_targets_by_hand():
+    """Copied after every third update: the own weight's copy is the client's, of three plain steps."""
+    agent_config = dataclasses.replace(SGD, target_period=3)
+    weights, state, _ = paired(2, merge={"target": "average"}, agent_config=agent_config)
+    copies = [descended(weights[0], client) for client in range(2)]
+    target = state.clients.agent.learner.target_params
+    np.testing.assert_allclose(target["w"], copies, rtol=1e-6)
+    np.testing.assert_allclose(target["own"], [descended(START, client, 3) for client in range(2)], rtol=1e-6)
+    np.testing.assert_allclose(state.server.target_params["w"], np.mean(copies), rtol=1e-6)
+    assert state.server.target_params["own"] is None
 
 
 @pytest.mark.long
