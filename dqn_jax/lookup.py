@@ -145,6 +145,12 @@ def named_numbers(argument: str, spec: str, found: Found) -> dict[str, jax.Array
     return {name: jax.numpy.float32(value) for name, value in numbers.items()}
 
 
+def strong(x: Any) -> jax.Array:
+    """Drops the weak type that Python numbers leave behind: where reset and step differ in it, a loop is traced twice."""
+    x = jax.numpy.asarray(x)
+    return x if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
+
+
 def check_like(argument: str, spec: str, made: Any, like: Any) -> None:
     """Raises InputError unless a part has made what has the same structure and shapes as `like`. It works on traced arrays."""
 

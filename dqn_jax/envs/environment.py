@@ -71,12 +71,6 @@ def seeds_of(streams: jax.Array) -> list[int]:
     return (np.asarray(bits) >> 1).tolist()
 
 
-def strong(x: Tree) -> jax.Array:
-    """Drops the weak type that Python numbers leave behind: where reset and step differ in it, a loop is traced twice."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
-
-
 def check_environment(argument: str, name: str, env: Environment) -> None:
     """Traces a reset and a step; raises InputError where their shapes do not go together, for the part that made them."""
     key = jax.eval_shape(jax.random.key, 0)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import InputError
-from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, strong
+from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep
+from dqn_jax.lookup import strong
 from dqn_jax.types import EnvSpec
 
 # Every entry of these observations is 0 or 1 (gymnax declares them as floats, or as one integer for FrozenLake).

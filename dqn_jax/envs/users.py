@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import InputError, require
-from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, check_environment, strong
+from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, check_environment
 from dqn_jax.envs.gymnax_envs import from_gymnax
 from dqn_jax.envs.wrappers import time_limit
-from dqn_jax.lookup import blamed_on, check_like, lookup
+from dqn_jax.lookup import blamed_on, check_like, lookup, strong
 from dqn_jax.types import EnvSpec, Tree
 
 _ARGUMENT = "env"

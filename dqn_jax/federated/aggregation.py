@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dqn_jax.config import require
-from dqn_jax.envs.environment import strong
-from dqn_jax.lookup import Found, check_like, function_of, is_users, lookup, record_of
+from dqn_jax.lookup import Found, check_like, function_of, is_users, lookup, record_of, strong
 from dqn_jax.types import Params, Tree
 
 

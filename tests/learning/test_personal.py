@@ -39,7 +39,7 @@ def step(key, state, action, params):
 
 
 ENV = from_functions("signs", Functions(reset, step, num_actions=2, params=Sign(1.0), max_episode_steps=LENGTH))
-NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.obs_shape, ENV.num_actions)
+NETWORK = make_network(NetworkConfig(hidden_sizes=(16,)), ENV.spec)
 AGENT = AgentConfig(num_envs=2, batch_size=16, replay_capacity=256, learning_starts=32, learning_rate=1e-2, discount=0.5)
 
 
