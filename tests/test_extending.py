@@ -224,7 +224,7 @@ def test_parts_of_the_federation():
     delta = {"w": jnp.zeros(10_000)}
     _, sent = transform.update(KEY, transform.init(delta), delta)
     assert abs(float(sent["w"].std()) - 0.5) < 0.02
-    network = make_network(NetworkConfig(hidden_sizes=(8, 8)), (4,), 2)
+    network = make_network(NetworkConfig(hidden_sizes=(8, 8)), spec_of((4,), 2))
     sharing = make_sharing(network, AgentConfig(), FederatedConfig(personal="mine:biases"))
     shared = jax.tree_util.tree_leaves_with_path(sharing.shared(network.init(KEY)))
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in shared]
