@@ -275,8 +275,8 @@ class RunnerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
-    """One training run: an environment, an agent, how many seeds on how many devices, and for how long."""
+class Experiment:
+    """What every run is made of; a way of training adds what is its own, and how long to train."""
 
     env: str = "CartPole-v1"
     """A gymnax environment with discrete actions, a user's module:function, or gymnasium:NAME."""
@@ -290,12 +290,8 @@ class ExperimentConfig:
     """Devices; None takes all local ones (two virtual ones when there is only a CPU)."""
     num_seeds: int = 8
     """Independent repetitions, trained at once."""
-    seeds_over_devices: bool = False
-    """Give each device its own seeds instead of averaging gradients over devices."""
-    total_frames: int = 500_000
-    """Environment steps of each seed."""
     seed: int = 0
-    """Root of all randomness: seed i is seed + i."""
+    """Root of all randomness: repetition i has seed + i."""
     run_dir: Path = Path("runs/latest")
     """Directory of everything the run writes."""
     resume: bool = False
@@ -309,23 +305,49 @@ class ExperimentConfig:
         check_choices("", self)
         check_names("", self, "env")
         check_texts("", self, "env_kwargs", "wrappers")
-        check_whole("", self, "num_seeds", "total_frames")
+        check_whole("", self, "num_seeds")
         check_whole("", self, "seed", least=0)
         check_whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))
         require(
             self.seed + self.num_seeds <= MAX_COUNT,
             f"seed is {self.seed}, and the last of {self.num_seeds} seeds would pass {MAX_COUNT}: start lower",
         )
+
+    def check_budget(self, name: str) -> None:
+        """Raises InputError unless the field that says how long to train has room for a line of metrics."""
+        check_whole("", self, name)
+        period, length = self.runner.log_every, getattr(self, name)
+        require(
+            period <= length,
+            f"runner.log_every is {period}, longer than {name} {length}: training takes whole periods, so make it shorter",
+        )
+
+    @property
+    def seeds(self) -> range:
+        """One seed for each repetition."""
+        return range(self.seed, self.seed + self.num_seeds)
+
+    @property
+    def budget(self) -> int:
+        """How long to train, in what the runner's periods count."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class FramesExperiment(Experiment):
+    """A run whose length, and whose periods, are frames of one seed."""
+
+    total_frames: int = 500_000
+    """Environment steps of each seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_budget("total_frames")
         agent = self.agent
         require(
             self.total_frames > agent.warm_up_frames,
             f"total_frames is {self.total_frames}, and gathering experience alone takes {agent.warm_up_frames}: "
             "train for longer or lower agent.learning_starts",
-        )
-        require(
-            self.runner.log_every <= self.total_frames,
-            f"runner.log_every is {self.runner.log_every}, longer than total_frames {self.total_frames}: training goes on for "
-            "whole periods, so make it shorter",
         )
         # Training ends with a whole chunk, so the last one may go this far past the budget.
         frames = self.total_frames + self.runner.log_every + agent.frames_per_step
@@ -336,14 +358,17 @@ class ExperimentConfig:
         )
 
     @property
-    def seeds(self) -> range:
-        """One seed for each repetition."""
-        return range(self.seed, self.seed + self.num_seeds)
-
-    @property
     def budget(self) -> int:
         """Frames of each seed."""
         return self.total_frames
+
+
+@dataclasses.dataclass(frozen=True)
+class DataParallelExperiment(FramesExperiment):
+    """One run of an agent that devices share, or of many seeds that they share."""
+
+    seeds_over_devices: bool = False
+    """Give each device its own seeds instead of averaging gradients over devices."""
 
     @property
     def steps_per_chunk(self) -> int:

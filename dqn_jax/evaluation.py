@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import ExperimentConfig, Record
+from dqn_jax.config import Experiment, Record
 from dqn_jax.envs import Environment, EnvParams, Running, TimeStep, eval_env_of, reset_key, seeds_of
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
@@ -78,7 +78,7 @@ def one_environment(
     return Evaluator(over_seeds(one), [[column] for _ in seeds], lambda returns: {"eval_return": returns[:, 0]})
 
 
-def evaluator_of(config: ExperimentConfig, env: Environment, network: Network) -> Evaluator:
+def evaluator_of(config: Experiment, env: Environment, network: Network) -> Evaluator:
     """The evaluator of an experiment whose agents all have the environment it names, changed as evaluations want it."""
     env = eval_env_of(config, env)
     limit = config.max_episode_steps

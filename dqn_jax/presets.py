@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from dqn_jax.config import AgentConfig, ExperimentConfig, NetworkConfig, RunnerConfig
+from dqn_jax.config import AgentConfig, DataParallelExperiment, NetworkConfig, RunnerConfig
 
-QUICKSTART = ExperimentConfig(
+QUICKSTART = DataParallelExperiment(
     run_dir=Path("runs/quickstart"),
     agent=AgentConfig(
         batch_size=128,
@@ -22,7 +22,7 @@ QUICKSTART = ExperimentConfig(
 Tuned on seeds 1000 to 1015.
 """
 
-CLASSIC = ExperimentConfig(
+CLASSIC = DataParallelExperiment(
     max_episode_steps=200,
     num_devices=1,
     total_frames=100_000,

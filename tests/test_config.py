@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dqn_jax.config import MAX_COUNT, AgentConfig, ExperimentConfig, InputError, NetworkConfig, RunnerConfig
+from dqn_jax.config import MAX_COUNT, AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig
 from dqn_jax.federated.config import FederatedExperiment
 
 AGENT_COUNTS = (
@@ -25,14 +25,14 @@ BAD_NUMBERS = (-0.1, math.nan, math.inf, -math.inf, "1e-4", [0.5])
 REFUSED = [
     *((AgentConfig, "agent.", name, value, "whole number from 1") for name in AGENT_COUNTS for value in BAD_COUNTS),
     *((RunnerConfig, "runner.", name, value, "whole number from") for name in RUNNER_COUNTS for value in BAD_COUNTS),
-    *((ExperimentConfig, "", name, value, "from 1") for name in ("num_seeds", "total_frames") for value in BAD_COUNTS),
+    *((DataParallelExperiment, "", name, value, "from 1") for name in ("num_seeds", "total_frames") for value in BAD_COUNTS),
     *(
-        (ExperimentConfig, "", name, value, "whole number from 1")
+        (DataParallelExperiment, "", name, value, "whole number from 1")
         for name in ("num_devices", "max_episode_steps")
         for value in BAD_COUNTS
         if value is not None
     ),
-    *((ExperimentConfig, "", "seed", value, "whole number from 0") for value in BAD_COUNTS if value != 0),
+    *((DataParallelExperiment, "", "seed", value, "whole number from 0") for value in BAD_COUNTS if value != 0),
     (RunnerConfig, "runner.", "eval_episodes", 31, "whole number from 32"),
     *((AgentConfig, "agent.", name, value, "finite number") for name in (*SHARES, *POSITIVE_SHARES) for value in BAD_NUMBERS),
     *((AgentConfig, "agent.", name, 1.01, "at most 1") for name in (*SHARES, "target_rate")),
@@ -88,24 +88,24 @@ COMBINATIONS = [
         ("agent.num_envs is 4", "8 devices", "multiple of 8"),
     ),
     (
-        lambda: ExperimentConfig(total_frames=MAX_COUNT - 1000),
+        lambda: DataParallelExperiment(total_frames=MAX_COUNT - 1000),
         (f"total_frames is {MAX_COUNT - 1000}", "wrap", "fewer frames"),
     ),
     (
-        lambda: ExperimentConfig(total_frames=2**30, runner=RunnerConfig(log_every=2**30)),
+        lambda: DataParallelExperiment(total_frames=2**30, runner=RunnerConfig(log_every=2**30)),
         (f"total_frames is {2**30}", "wrap", "fewer frames"),
     ),
     (
-        lambda: ExperimentConfig(total_frames=9_999),
+        lambda: DataParallelExperiment(total_frames=9_999),
         ("runner.log_every is 10000", "total_frames 9999", "make it shorter"),
     ),
     (
         # 63 steps of 16 environments are the first to give 1000 frames.
-        lambda: ExperimentConfig(total_frames=1008),
+        lambda: DataParallelExperiment(total_frames=1008, runner=RunnerConfig(log_every=100)),
         ("total_frames is 1008", "takes 1008", "train for longer or lower agent.learning_starts"),
     ),
     (
-        lambda: ExperimentConfig(seed=MAX_COUNT - 1, num_seeds=2),
+        lambda: DataParallelExperiment(seed=MAX_COUNT - 1, num_seeds=2),
         (f"seed is {MAX_COUNT - 1}", "2 seeds", "start lower"),
     ),
 ]
@@ -114,7 +114,7 @@ COMBINATIONS = [
 def test_a_threshold_may_be_any_return_and_the_budget_is_of_frames():
     assert RunnerConfig().threshold is None
     assert [RunnerConfig(threshold=value).threshold for value in (-200.0, 0.0, 475)] == [-200.0, 0.0, 475]
-    assert ExperimentConfig(total_frames=12_345).budget == 12_345
+    assert DataParallelExperiment(total_frames=12_345).budget == 12_345
 
 
 @pytest.mark.parametrize(("build", "words"), COMBINATIONS)
@@ -135,11 +135,11 @@ def test_a_bad_combination_is_refused_with_both_values(build, words):
         lambda: AgentConfig(num_envs=1, learning_starts=32, n_step=10),
         lambda: AgentConfig(num_envs=8, batch_size=16, replay_capacity=1000).check_shards(8),
         lambda: RunnerConfig(log_every=1, eval_every=1, eval_episodes=32, checkpoint_every=1, keep_checkpoints=1),
-        lambda: ExperimentConfig(
+        lambda: DataParallelExperiment(
             seed=0, num_seeds=1, num_devices=None, max_episode_steps=1, total_frames=1009, runner=RunnerConfig(log_every=1009)
         ),
-        lambda: ExperimentConfig(seed=MAX_COUNT - 2, num_seeds=2),
-        lambda: ExperimentConfig(total_frames=2_000_000_000),
+        lambda: DataParallelExperiment(seed=MAX_COUNT - 2, num_seeds=2),
+        lambda: DataParallelExperiment(total_frames=2_000_000_000),
     ],
 )
 def test_values_on_the_border_are_accepted(build):
@@ -147,7 +147,7 @@ def test_values_on_the_border_are_accepted(build):
 
 
 def test_configs_are_values():
-    one, same = (ExperimentConfig(agent=AgentConfig(n_step=3), run_dir=Path("a")) for _ in range(2))
+    one, same = (DataParallelExperiment(agent=AgentConfig(n_step=3), run_dir=Path("a")) for _ in range(2))
     other = dataclasses.replace(one, agent=AgentConfig(n_step=4))
     assert one == same
     assert hash(one) == hash(same)
@@ -182,7 +182,7 @@ def test_an_unknown_choice_is_refused_by_name(kind, section, name, value):
 def test_an_update_counter_that_could_wrap_is_refused():
     agent = AgentConfig(num_envs=1, updates_per_step=100)
     with pytest.raises(InputError, match="wrap"):
-        ExperimentConfig(total_frames=100_000_000, agent=agent)
+        DataParallelExperiment(total_frames=100_000_000, agent=agent)
 
 
 @pytest.mark.parametrize("fields", [{"learning_rate": True}, {"learning_rate": 10**400}, {"double_q": "no"}])
@@ -211,7 +211,7 @@ def test_hidden_sizes_that_are_not_a_tuple_of_whole_numbers_are_refused_or_made_
 
 
 def test_a_run_dir_given_as_a_string_is_refused_or_made_a_path():
-    result = built_or_refused(ExperimentConfig, run_dir="runs/x")
+    result = built_or_refused(DataParallelExperiment, run_dir="runs/x")
     if isinstance(result, str):
         assert "run_dir is" in result
     else:
@@ -221,7 +221,7 @@ def test_a_run_dir_given_as_a_string_is_refused_or_made_a_path():
 @pytest.mark.parametrize("texts", ["size=3", ["size=3"], ("size=3", 4), None])
 def test_arguments_and_wrappers_are_tuples_of_texts(texts):
     for name in ("env_kwargs", "wrappers"):
-        for kind in (ExperimentConfig, FederatedExperiment):
+        for kind in (DataParallelExperiment, FederatedExperiment):
             with pytest.raises(InputError, match=rf"^{name} is .*: give a tuple of strings, even of one$"):
                 kind(**{name: texts})
     if texts is None:

@@ -12,7 +12,7 @@ import pytest
 from laws.common import assert_bitwise, spec_of
 
 from dqn_jax.agent import hyperparams_of, make_agent
-from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, NetworkConfig, RunnerConfig
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig
 from dqn_jax.distributed import actor_learner, actors, data_parallel, engines, parameter_server, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
 from dqn_jax.envs import make_env
@@ -77,7 +77,7 @@ def experiment(kind, agent, network, env=None):
     }
     runner = RunnerConfig(log_every=4, eval_episodes=32)
     if kind == "data_parallel":
-        config = ExperimentConfig(**fields, runner=runner, num_devices=2, num_seeds=1, total_frames=40)
+        config = DataParallelExperiment(**fields, runner=runner, num_devices=2, num_seeds=1, total_frames=40)
         return config, data_parallel.from_config
     if kind == "federated":
         part = FederatedConfig(

@@ -10,7 +10,7 @@ import pytest
 from federated.helpers import one_line, refusal
 from walks import play, walk
 
-from dqn_jax.config import ExperimentConfig
+from dqn_jax.config import DataParallelExperiment
 from dqn_jax.envs import env_of, from_functions, make_env, parameter, parse_kwargs, with_parameters
 from dqn_jax.federated.heterogeneity import draw_envs, varied_fields
 
@@ -134,7 +134,7 @@ def test_names_that_mean_nothing_here(name, words):
 
 
 def test_who_cannot_step_it_says_who_can():
-    message = refusal(lambda: env_of(ExperimentConfig(env="gymnasium:CartPole-v1")))
+    message = refusal(lambda: env_of(DataParallelExperiment(env="gymnasium:CartPole-v1")))
     assert message == (
         "env is 'gymnasium:CartPole-v1', which is stepped on the host: train it with experiments/actor_learner.py, or with "
         "experiments/parameter_server.py --backend threads, in-process or ray"

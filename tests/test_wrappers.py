@@ -12,7 +12,7 @@ import pytest
 from federated.helpers import one_line, refusal
 from walks import HostWalk, play, walk
 
-from dqn_jax.config import ExperimentConfig, RunnerConfig
+from dqn_jax.config import DataParallelExperiment, RunnerConfig
 from dqn_jax.envs import Functions, TimeStep, eval_env_of, from_functions, make_env
 from dqn_jax.envs.wrappers import sticky, wrap
 
@@ -242,7 +242,7 @@ def test_a_users_own(mine, host):
 
 def test_evaluations_have_the_same_without_reward_clip(mine):
     mine.walk = walk
-    config = ExperimentConfig(env="mine:walk", wrappers=("frame-stack:2", "reward-clip:1", "time-limit:4"))
+    config = DataParallelExperiment(env="mine:walk", wrappers=("frame-stack:2", "reward-clip:1", "time-limit:4"))
     env = make_env("mine:walk", wrappers=config.wrappers)
     evaluated = eval_env_of(config, env)
     assert evaluated.spec == env.spec

@@ -5,7 +5,7 @@ from typing import Literal
 
 from dqn_jax.config import (
     MAX_COUNT,
-    ExperimentConfig,
+    FramesExperiment,
     ServiceTime,
     check_choices,
     check_whole,
@@ -57,13 +57,11 @@ class ServerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerExperiment(ExperimentConfig):
+class ServerExperiment(FramesExperiment):
     """One run with a parameter server. The agent's sizes are those of each worker; frames are those of all workers."""
 
     num_seeds: int = 4
     """Independent repetitions, trained at once; on threads and Ray, one."""
-    seeds_over_devices: bool = True
-    """Repetitions are what devices share."""
     backend: Literal["device", "in-process", "threads", "ray"] = "device"
     """A deterministic model in virtual time, or real workers: in turn, on threads, or as Ray processes."""
     ray_address: str | None = None
@@ -80,10 +78,6 @@ class ServerExperiment(ExperimentConfig):
             self.backend == "device" or self.num_devices in (None, 1),
             f"num_devices is {self.num_devices} and backend {self.backend!r}: a server of real workers has one device, so "
             "leave it out",
-        )
-        require(
-            self.seeds_over_devices,
-            "seeds_over_devices is False, and a parameter server's workers share one device: leave it on",
         )
         require(
             server.push == "delta" or agent.updates_per_step == 1,
@@ -159,7 +153,7 @@ class ActorLearnerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorLearnerExperiment(ExperimentConfig):
+class ActorLearnerExperiment(FramesExperiment):
     """One run with actors and a learner. The agent is one whole agent, its environments divided over the actors."""
 
     num_seeds: int = 1
@@ -178,10 +172,6 @@ class ActorLearnerExperiment(ExperimentConfig):
         super().__post_init__()
         check_backend(self)
         agent, actors = self.agent, self.actors
-        require(
-            not self.seeds_over_devices,
-            "seeds_over_devices is True, and a learner fed by actors serves one seed: leave it off",
-        )
         require(
             agent.num_envs % actors.num_actors == 0,
             f"agent.num_envs is {agent.num_envs}, which does not divide over {actors.num_actors} actors: make it a multiple "

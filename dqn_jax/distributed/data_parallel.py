@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dqn_jax.agent import AgentState, make_agent, make_chunk, not_finite, reduce_info
-from dqn_jax.config import AgentConfig, ExperimentConfig, InputError
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError
 from dqn_jax.envs import Environment, env_of
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.mapping import (
@@ -127,7 +127,7 @@ def make_data_parallel(
     )
 
 
-def from_config(config: ExperimentConfig) -> tuple[Driver, Evaluator]:
+def from_config(config: DataParallelExperiment) -> tuple[Driver, Evaluator]:
     """The driver of a whole experiment and its greedy evaluation: what `runner.run` takes.
 
     Raises:

@@ -2,11 +2,10 @@
 
 import ast
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax
 
-from dqn_jax.config import InputError, RunnerConfig, require
+from dqn_jax.config import Experiment, InputError, require
 from dqn_jax.envs.environment import Environment
 from dqn_jax.envs.gymnasium_envs import PREFIX, make_gymnasium
 from dqn_jax.envs.gymnax_envs import make_gymnax
@@ -37,31 +36,7 @@ def make_env(
     return wrap(make(name, max_episode_steps, arguments), wrappers)
 
 
-class NamesEnv(Protocol):
-    """A config that names an environment."""
-
-    @property
-    def env(self) -> str:
-        """Its name."""
-
-    @property
-    def env_kwargs(self) -> tuple[str, ...]:
-        """Arguments of what makes it."""
-
-    @property
-    def max_episode_steps(self) -> int | None:
-        """Its time limit, if it is not its own."""
-
-    @property
-    def wrappers(self) -> tuple[str, ...]:
-        """Changes to it."""
-
-    @property
-    def runner(self) -> RunnerConfig:
-        """Which of them evaluation has."""
-
-
-def env_of(config: NamesEnv, on_host: bool = False) -> Environment:
+def env_of(config: Experiment, on_host: bool = False) -> Environment:
     """The environment that a config names, as `make_env`.
 
     Args:
@@ -79,7 +54,7 @@ def env_of(config: NamesEnv, on_host: bool = False) -> Environment:
     return make_env(config.env, config.max_episode_steps, config.env_kwargs, config.wrappers)
 
 
-def eval_env_of(config: NamesEnv, env: Environment) -> Environment:
+def eval_env_of(config: Experiment, env: Environment) -> Environment:
     """The environment that a config's policies are evaluated in: `env`, if its wrappers are the same.
 
     Raises:

@@ -6,14 +6,11 @@ from typing import Literal
 
 from dqn_jax.config import (
     MAX_COUNT,
-    AgentConfig,
-    NetworkConfig,
+    Experiment,
     RunnerConfig,
     ServiceTime,
     check_choices,
-    check_names,
     check_number,
-    check_texts,
     check_whole,
     require,
 )
@@ -219,62 +216,34 @@ class FederatedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FederatedExperiment:
-    """One federated run: an environment, an agent for every client, and for how many rounds."""
+class FederatedExperiment(Experiment):
+    """One federated run: an agent for every client, and for how many rounds. Repetitions have draws of clients of their own."""
 
-    env: str = "CartPole-v1"
-    """A gymnax environment with discrete actions, or a user's module:function."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments of what makes the environment, such as size=12."""
-    wrappers: tuple[str, ...] = ()
-    """Changes to it, the first next to it: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function."""
-    max_episode_steps: int | None = None
-    """Time limit of an episode; None keeps the environment's own."""
-    num_devices: int | None = None
-    """Devices; None takes all local ones (two virtual ones when there is only a CPU)."""
     num_seeds: int = 4
     """Independent repetitions, each with its own draw of clients, trained at once."""
     seeds_over_devices: bool = True
     """Give each device its own repetitions; else its own share of the clients of each."""
     rounds: int = 100
     """Rounds of each repetition."""
-    seed: int = 0
-    """Root of all randomness: repetition i is seed + i."""
     run_dir: Path = Path("runs/federated")
     """Directory of everything the run writes."""
-    resume: bool = False
-    """Continue what the run directory holds; start there if it holds nothing."""
-    agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
-    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     federated: FederatedConfig = dataclasses.field(default_factory=FederatedConfig)
     runner: RunnerConfig = dataclasses.field(
         default_factory=lambda: RunnerConfig(log_every=1, eval_every=10, checkpoint_every=50)
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run_dir", Path(self.run_dir))
-        check_choices("", self)
-        check_names("", self, "env")
-        check_texts("", self, "env_kwargs", "wrappers")
-        check_whole("", self, "num_seeds", "rounds")
-        check_whole("", self, "seed", least=0)
-        check_whole("", self, *(name for name in ("num_devices", "max_episode_steps") if getattr(self, name) is not None))
+        super().__post_init__()
+        self.check_budget("rounds")
         agent, federated = self.agent, self.federated
         require(
             federated.pooled_batch is None or self.seeds_over_devices,
             f"federated.pooled_batch is {federated.pooled_batch}, and pooled training divides repetitions alone over devices: "
             "leave seeds_over_devices on",
         )
-        last = max(self.seed, federated.env_seed) + self.num_seeds
         require(
-            last <= MAX_COUNT,
-            f"seed is {self.seed} and federated.env_seed {federated.env_seed}, and the last of {self.num_seeds} would pass "
-            f"{MAX_COUNT}: start lower",
-        )
-        require(
-            self.runner.log_every <= self.rounds,
-            f"runner.log_every is {self.runner.log_every}, longer than rounds {self.rounds}: training goes on for whole "
-            "periods, so make it shorter",
+            federated.env_seed + self.num_seeds <= MAX_COUNT,
+            f"federated.env_seed is {federated.env_seed}, and the last of {self.num_seeds} would pass {MAX_COUNT}: start lower",
         )
         require(
             federated.algorithm != "fednova" or agent.optimizer == "sgd",
@@ -302,11 +271,6 @@ class FederatedExperiment:
             f"rounds is {self.rounds}, and device counters would wrap at {MAX_COUNT} frames or updates of a client, or of all "
             "clients between two lines of metrics: train for fewer rounds or lower runner.log_every",
         )
-
-    @property
-    def seeds(self) -> range:
-        """One seed for each repetition."""
-        return range(self.seed, self.seed + self.num_seeds)
 
     @property
     def budget(self) -> int:

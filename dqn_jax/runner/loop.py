@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import ExperimentConfig, Record, TrainingError
+from dqn_jax.config import Experiment, Record, TrainingError
 from dqn_jax.evaluation import Evaluator
-from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import evaluation_key
 from dqn_jax.runner import checkpoint, peers
 from dqn_jax.runner.milestones import milestones
@@ -27,9 +26,6 @@ from dqn_jax.runner.records import CHECKPOINTS, config_dict, jsonable, open_reco
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
 from dqn_jax.types import Driver, Info
-
-Experiment = ExperimentConfig | FederatedExperiment
-"""What can be run: a budget, seeds, a run directory, and how often to log, evaluate and save."""
 
 
 @dataclasses.dataclass

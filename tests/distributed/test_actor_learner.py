@@ -380,7 +380,6 @@ REFUSED = {
         r"agent.learning_starts is 36, which takes 11 acts, .* change either$",
     ),
     "several seeds": ({"num_seeds": 2}, "num_seeds is 2 and backend 'in-process'"),
-    "seeds over devices": ({"seeds_over_devices": True}, "seeds_over_devices is True, .* leave it off$"),
     "an address without Ray": ({"ray_address": "host:1"}, "ray_address is 'host:1' and backend 'in-process': add"),
     "no patience": ({"patience": 0.0}, r"patience is 0\.0: give a number of seconds above 0$"),
 }

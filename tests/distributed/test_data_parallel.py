@@ -8,7 +8,7 @@ import pytest
 from laws.common import ENV, NETWORK, STEADY, assert_bitwise, assert_close
 
 from dqn_jax.agent import make_agent, repeat
-from dqn_jax.config import ExperimentConfig, InputError, NetworkConfig, RunnerConfig, TrainingError
+from dqn_jax.config import DataParallelExperiment, InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.distributed.data_parallel import AXIS, from_config, make_data_parallel
 from dqn_jax.envs import make_env
 from dqn_jax.mapping import check_replicas, over, stream_key
@@ -143,7 +143,7 @@ def test_what_does_not_divide_is_refused(options, words):
 
 
 def test_a_config_becomes_its_driver():
-    config = ExperimentConfig(
+    config = DataParallelExperiment(
         max_episode_steps=9,
         num_devices=2,
         num_seeds=3,

@@ -69,7 +69,6 @@ COMBINATIONS = [
         lambda: experiment(agent={"updates_per_step": 2}),
         "agent.updates_per_step is 2 and server.push 'gradient': .* push 'delta'",
     ),
-    (lambda: experiment(seeds_over_devices=False), "seeds_over_devices is False, .*: leave it on"),
     *(
         (
             lambda backend=backend: experiment(backend=backend, num_seeds=2),

@@ -248,7 +248,7 @@ COMBINATIONS = [
     ),
     (
         lambda: experiment(FederatedConfig(env_seed=MAX_COUNT - 1), num_seeds=2),
-        (f"federated.env_seed {MAX_COUNT - 1}", "the last of 2", "start lower"),
+        (f"federated.env_seed is {MAX_COUNT - 1}", "the last of 2", "start lower"),
     ),
     (
         lambda: experiment(rounds=9, runner=RunnerConfig(log_every=10)),

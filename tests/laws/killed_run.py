@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dqn_jax import runtime
-from dqn_jax.config import AgentConfig, ExperimentConfig, NetworkConfig, RunnerConfig
+from dqn_jax.config import AgentConfig, DataParallelExperiment, NetworkConfig, RunnerConfig
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
 from dqn_jax.runner.command_line import exit_code_of
@@ -25,9 +25,9 @@ SAVED_AFTER = (3, 6, 9, 12)
 """Chunks that a multiple of 120 frames lies in."""
 
 
-def config_of(run_dir: Path) -> ExperimentConfig:
+def config_of(run_dir: Path) -> DataParallelExperiment:
     """Twelve chunks; the replay goes round four times, the target moves in most chunks, and episodes end by both ends."""
-    return ExperimentConfig(
+    return DataParallelExperiment(
         max_episode_steps=20,
         num_devices=2,
         num_seeds=2,
@@ -48,7 +48,7 @@ def config_of(run_dir: Path) -> ExperimentConfig:
     )
 
 
-def hosts_config_of(run_dir: Path, num_devices: int = 2) -> ExperimentConfig:
+def hosts_config_of(run_dir: Path, num_devices: int = 2) -> DataParallelExperiment:
     """The same with steady arithmetic (laws/common.py): its sums are taken in another order than on one process."""
     config = config_of(run_dir)
     agent = dataclasses.replace(config.agent, optimizer="sgd", learning_rate=1e-2, epsilon_end=1.0)

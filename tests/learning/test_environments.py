@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from walks import LIMIT, HostWalk, walk
 
-from dqn_jax.config import AgentConfig, ExperimentConfig, NetworkConfig, RunnerConfig
+from dqn_jax.config import AgentConfig, DataParallelExperiment, NetworkConfig, RunnerConfig
 from dqn_jax.distributed import actor_learner, actors, data_parallel, engines, parameter_server, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
 from dqn_jax.mapping import evaluation_key
@@ -42,9 +42,9 @@ ACTORS = ActorLearnerConfig(num_actors=2, exploration="shared", acts_per_block=2
 
 # The walk's best: to place 2 in two steps, and to stay there.
 CASES = {
-    "gymnax": (ExperimentConfig(**ALONE, env="Catch-bsuite", env_kwargs=("rows=5", "columns=3")), 1.0),
+    "gymnax": (DataParallelExperiment(**ALONE, env="Catch-bsuite", env_kwargs=("rows=5", "columns=3")), 1.0),
     "a user's": (ServerExperiment(**ALONE, env="mine:walk", server=SERVER), 10.0 + 4 * 20.0),
-    "wrapped": (ExperimentConfig(**ALONE, env="mine:walk", wrappers=("frame-stack:2", "time-limit:4")), 10.0 + 3 * 20.0),
+    "wrapped": (DataParallelExperiment(**ALONE, env="mine:walk", wrappers=("frame-stack:2", "time-limit:4")), 10.0 + 3 * 20.0),
     "host, workers": (ServerExperiment(**ON_THREADS, server=SERVER), 10.0 + 4 * 20.0),
     "host, actors": (ActorLearnerExperiment(**ON_THREADS, actors=ACTORS, wrappers=("time-limit:3",)), 10.0 + 2 * 20.0),
 }

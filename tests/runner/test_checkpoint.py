@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.config import ExperimentConfig, InputError
+from dqn_jax.config import DataParallelExperiment, InputError
 from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
 from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import over, place
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path, template, words):
 
 
 def test_a_changed_config_is_refused_field_by_field():
-    saved = config_dict(ExperimentConfig())
+    saved = config_dict(DataParallelExperiment())
     changed = json.loads(json.dumps(saved))
     checkpoint.check_same_config(saved, changed)
     changed |= {"seed": 5, "total_frames": 1, "run_dir": "elsewhere", "resume": True, "num_devices": 2}
@@ -233,7 +233,9 @@ def test_a_changed_config_is_refused_field_by_field():
     ]
 
 
-@pytest.mark.parametrize("config", [ExperimentConfig(), FederatedExperiment(), ServerExperiment(), ActorLearnerExperiment()])
+@pytest.mark.parametrize(
+    "config", [DataParallelExperiment(), FederatedExperiment(), ServerExperiment(), ActorLearnerExperiment()]
+)
 def test_nothing_else_may_change(config):
     """Each field of each config, on its own, but for budgets, places and what a run says of itself."""
     free = {"total_frames", "rounds", "run_dir", "resume", "threshold", "patience", "ray_address"}
@@ -258,7 +260,7 @@ def test_nothing_else_may_change(config):
 
 
 def test_what_may_change_may_change():
-    saved = config_dict(ExperimentConfig())
+    saved = config_dict(DataParallelExperiment())
     checkpoint.check_same_config(saved, saved | {"total_frames": 1, "run_dir": "elsewhere", "resume": True})
     checkpoint.check_same_config(saved | {"rounds": 5}, saved | {"rounds": 10})
 

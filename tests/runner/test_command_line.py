@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, NetworkConfig, RunnerConfig, TrainingError
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.runner.command_line import exit_code_of, parse
 from dqn_jax.runner.signals import Stopped
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.long
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "data_parallel.py"
 PRESETS = {
-    "first": ExperimentConfig(agent=AgentConfig(num_envs=8), run_dir=Path("runs/first")),
-    "second": ExperimentConfig(num_seeds=3, agent=AgentConfig(num_envs=4, double_q=True), run_dir=Path("runs/second")),
+    "first": DataParallelExperiment(agent=AgentConfig(num_envs=8), run_dir=Path("runs/first")),
+    "second": DataParallelExperiment(num_seeds=3, agent=AgentConfig(num_envs=4, double_q=True), run_dir=Path("runs/second")),
 }
 
 
@@ -42,7 +42,7 @@ def test_flags_change_single_fields_of_the_preset():
     flags += ["--preset", "second", "--agent.no-double-q", "--runner.eval-episodes", "40", "--run-dir", "a/b", "--resume"]
     flags += ["--agent.max-grad-norm", "10", "--num-devices", "None", "--agent.epsilon-schedule", "exponential"]
     agent = AgentConfig(num_envs=4, n_step=3, learning_rate=1e-4, max_grad_norm=10.0, epsilon_schedule="exponential")
-    assert parse(PRESETS, "Text.", flags) == ExperimentConfig(
+    assert parse(PRESETS, "Text.", flags) == DataParallelExperiment(
         num_seeds=3,
         seed=5,
         agent=agent,
@@ -209,7 +209,7 @@ def test_a_traceback_is_shown_where_it_is_asked_for(monkeypatch, capsys, flags):
     monkeypatch.setattr(sys, "argv", ["script.py", *flags])
 
     def main():
-        config = parse({"one": ExperimentConfig()}, "Trains.")
+        config = parse({"one": DataParallelExperiment()}, "Trains.")
         raise InputError(f"seed is {config.seed}: take another")
 
     monkeypatch.setattr(sys, "path", [*sys.path])

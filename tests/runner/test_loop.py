@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.config import AgentConfig, ExperimentConfig, InputError, NetworkConfig, RunnerConfig, TrainingError
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.distributed import data_parallel
 from dqn_jax.evaluation import Evaluation, one_environment
 from dqn_jax.runner import checkpoint, loop
@@ -103,13 +103,13 @@ EVALUATOR, PLAIN, NOISE = (
 )
 
 
-def config_of(run_dir: Path, **changes) -> ExperimentConfig:
+def config_of(run_dir: Path, **changes) -> DataParallelExperiment:
     """100 frames: ten chunks, that end at 15, 25, ... 105. Played every 25 frames, saved every 30."""
     runner = {"log_every": 10, "eval_every": 25, "checkpoint_every": 30, "keep_checkpoints": 10}
     runner |= {name: changes.pop(name) for name in list(changes) if name in runner}
     agent = AgentConfig(num_envs=1, batch_size=1, replay_capacity=10, learning_starts=5)
     fields = {"num_seeds": 2, "seed": int(SEEDS[0]), "total_frames": 100, "agent": agent, "runner": RunnerConfig(**runner)}
-    return ExperimentConfig(run_dir=run_dir, **(fields | changes))
+    return DataParallelExperiment(run_dir=run_dir, **(fields | changes))
 
 
 def without_times(values: dict) -> dict:
@@ -512,11 +512,11 @@ def test_a_budget_that_the_warm_up_uses_up_is_refused_or_finished(tmp_path, plot
     assert "total_frames" in refusal or summary["env_steps"] == 2 * INITIAL
 
 
-def real_config(run_dir: Path) -> ExperimentConfig:
+def real_config(run_dir: Path) -> DataParallelExperiment:
     agent = AgentConfig(num_envs=4, batch_size=4, replay_capacity=64, learning_starts=8, n_step=2, target_period=7)
     runner = RunnerConfig(log_every=40, eval_every=120, checkpoint_every=120)
     network = NetworkConfig(hidden_sizes=(16,))
-    return ExperimentConfig(
+    return DataParallelExperiment(
         max_episode_steps=20,
         num_devices=2,
         num_seeds=2,

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from dqn_jax.config import AgentConfig, ExperimentConfig, InputError
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError
 from dqn_jax.runner.records import (
     CONFIG,
     METRICS,
@@ -146,7 +146,7 @@ def test_too_short_returns_are_refused_and_nothing_is_lost(tmp_path):
 def test_a_directory_that_holds_a_run_is_left_alone_without_resume(tmp_path):
     records = Records(tmp_path, resume=False)
     records.append_metrics({"frames": 10})
-    records.write_config(config_dict(ExperimentConfig()))
+    records.write_config(config_dict(DataParallelExperiment()))
     before = contents(tmp_path)
     with pytest.raises(InputError, match=r"run_dir .* already holds a run: add --resume .*, or name another") as refused:
         Records(tmp_path, resume=False)
@@ -182,7 +182,7 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
 def test_config_is_written_whole_and_read_back_without_versions(tmp_path):
     records = Records(tmp_path, resume=False)
     assert records.read_config() is None
-    config = config_dict(ExperimentConfig(run_dir=tmp_path, agent=AgentConfig(learning_rate=1e-4)))
+    config = config_dict(DataParallelExperiment(run_dir=tmp_path, agent=AgentConfig(learning_rate=1e-4)))
     assert config["agent"]["learning_rate"] == 1e-4
     assert config["network"]["hidden_sizes"] == [128, 128]
     assert config["run_dir"] == str(tmp_path)
