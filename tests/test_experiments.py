@@ -7,17 +7,19 @@ import math
 import sys
 from pathlib import Path
 
+import federated_table
 import jax
 import numpy as np
 import pytest
 from laws.common import ENV, NETWORK, STEADY, load_experiment
 
 from dqn_jax.agent import hyperparams_of
+from dqn_jax.commands.reference import mean_of_last
 from dqn_jax.config import AgentConfig, InputError, RunnerConfig
 from dqn_jax.federated import driver
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig
 from dqn_jax.learner import make_learner
-from dqn_jax.runner import comparison, loop
+from dqn_jax.runner import loop
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.records import Records, config_dict
 
@@ -26,7 +28,7 @@ RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return load_experiment("benchmark")
+    return load_experiment("benchmarks/benchmark")
 
 
 def made_up_turns(benchmark):
@@ -107,13 +109,13 @@ def test_benchmark_takes_both_checkouts_in_turns(benchmark, monkeypatch):
 
     @contextlib.contextmanager
     def served(checkout, script, *args):
-        assert (script, args) == ("experiments/benchmark.py", ("--serve", "compiling", "--quick"))
+        assert (script, args) == ("benchmark.py", ("--serve", "compiling", "--quick"))
         yield {name: Fake(checkout.name, name) for name in ("one", "two")}
 
     monkeypatch.setattr(benchmark, "served", served)
     options = benchmark.Options(quick=True, against=Path("before"))
     seconds = benchmark.turns_of("compiling", options)
-    here = Path(benchmark.__file__).parents[1].name
+    here = Path(benchmark.__file__).parents[2].name
     assert calls == [(here, "one"), ("before", "one"), (here, "two"), ("before", "two")] * 2
     # The first turns compile.
     assert seconds == {("here", "one"): [5.0], ("there", "one"): [6.0], ("here", "two"): [7.0], ("there", "two"): [8.0]}
@@ -159,17 +161,16 @@ def test_the_floor_learns_at_every_step(benchmark):
 
 
 def test_reference_averages_the_last_hundred_episodes():
-    reference = load_experiment("reference")
     # 60 early episodes of 10, then 99 of 20 and a last step in which one of 50 ends: the last hundred are 99 * 20 + 50.
     episodes = np.array([1] * 60 + [1] * 99 + [0, 1])
     return_sums = np.array([10.0] * 60 + [20.0] * 99 + [0.0, 50.0])
-    assert reference.mean_of_last(episodes, return_sums) == (99 * 20 + 50) / 100
+    assert mean_of_last(episodes, return_sums) == (99 * 20 + 50) / 100
     # Two ends in the step that completes the hundred both count.
-    assert reference.mean_of_last(np.array([2] * 60), np.array([6.0] * 60)) == 3.0
+    assert mean_of_last(np.array([2] * 60), np.array([6.0] * 60)) == 3.0
 
 
 def test_scaling_arms_keep_fixed_what_they_say():
-    scaling = load_experiment("scaling")
+    scaling = load_experiment("studies/scaling")
     for arm in scaling.arms():
         wide = arm.name.startswith("batch a device fixed")
         factor = arm.devices if wide else 1
@@ -182,7 +183,7 @@ def test_scaling_arms_keep_fixed_what_they_say():
 
 @pytest.fixture(scope="module")
 def federated():
-    return load_experiment("federated")
+    return load_experiment("studies/federated_comparison")
 
 
 CLIENTS = {
@@ -265,7 +266,7 @@ def test_federated_presets_have_all_arms(federated):
     for name, preset in {"heterogeneous": HETEROGENEOUS, "classic": CLASSIC}.items():
         made = federated.PRESETS[name]
         assert made.arms == federated.ARMS
-        assert federated.config_of("federated", made) == dataclasses.replace(preset, run_dir=preset.run_dir / "federated")
+        assert federated.config_of("federated", made) == dataclasses.replace(preset, run_dir=made.run_dir / "federated")
         for arm in federated.ARMS:
             federated.config_of(arm, made)
 
@@ -304,7 +305,9 @@ def scripted(federated, monkeypatch):
     monkeypatch.setattr(driver, "from_config", lambda config: ("driver", "evaluator"))
     monkeypatch.setattr(loop, "run", lambda driver, config, evaluator: done.append(("run", config)))
     # With where the runs come from.
-    monkeypatch.setattr(comparison, "compare", lambda directory, origin: done.append(("compare", directory, origin["command"])))
+    monkeypatch.setattr(
+        federated_table, "compare", lambda directory, origin: done.append(("compare", directory, origin["command"]))
+    )
 
     def main(*args):
         done.clear()

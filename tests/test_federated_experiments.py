@@ -7,7 +7,7 @@ from laws.common import load_experiment
 
 @pytest.fixture(scope="module")
 def ablation():
-    return load_experiment("federated_merge_ablation")
+    return load_experiment("studies/federated_merge_ablation")
 
 
 def row(choice, local_steps, level, seed, area):
@@ -54,7 +54,7 @@ def test_tuning_seeds_are_not_reported(ablation):
 
 
 def test_scaling_arms_have_equal_frames():
-    scaling = load_experiment("federated_scaling")
+    scaling = load_experiment("studies/federated_scaling")
     assert {scaling.rounds_of(clients, "frames per client") for clients in scaling.CLIENTS} == {scaling.ROUNDS}
     in_all = {clients: clients * (1 + scaling.rounds_of(clients, "frames in all")) for clients in scaling.CLIENTS}
     assert scaling.AGENT.warm_up_frames == scaling.LOCAL_STEPS

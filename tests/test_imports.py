@@ -18,6 +18,7 @@ LEVELS = (
     {"trial"},
     {"distributed", "federated"},
     {"runner"},
+    {"commands"},
     {"experiments"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -35,7 +36,7 @@ CLOCKS_AND_THREADS = (
 ONLY_IN = {
     "gymnax": ("envs",),
     "os": ("runtime", "runner", "engines"),
-    **dict.fromkeys(("tyro", "rich", "matplotlib"), ("runner",)),
+    **dict.fromkeys(("tyro", "rich", "matplotlib"), ("runner", "commands")),
     **dict.fromkeys((*CLOCKS_AND_THREADS, "socket", "io", "shutil", "tempfile", "logging", "ray"), ("runner", "engines")),
 }
 """{package: rooms, or the package of engines, that may import it}."""
@@ -85,6 +86,8 @@ def import_violations(module: str, source: str) -> list[str]:
         found.append(f"{module} is a room that LEVELS does not know")
     for name, at_top in imports(ast.parse(source), module):
         package, other = name.split(".")[0], room_of(name)
+        if room == "runner" and other in ("distributed", "federated"):
+            found.append(f"{module} imports {name}, which only commands may know")
         if package in ("dqn_jax", "experiments") and other in LEVEL and other != room and LEVEL[other] >= LEVEL.get(room, -1):
             found.append(f"{module} imports {name}")
         if room != "experiments" and package in ONLY_IN and not homes.intersection(ONLY_IN[package]):
@@ -96,7 +99,7 @@ def import_violations(module: str, source: str) -> list[str]:
 
 def effect_violations(module: str, source: str) -> list[str]:
     """Prints, files and global state of a module outside the runner, the engines and the scripts."""
-    if room_of(module) in ("runner", "experiments") or ".engines." in module:
+    if room_of(module) in ("runner", "commands", "experiments") or ".engines." in module:
         return []
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -140,6 +143,8 @@ def test_every_module_obeys(rule):
         ("dqn_jax.td", "from dqn_jax.replay import Memory"),  # a sibling of its own level
         ("dqn_jax.distributed.data_parallel", "from dqn_jax.runner import records"),
         ("dqn_jax.runner.loop", "import experiments.data_parallel"),
+        ("dqn_jax.runner.loop", "from dqn_jax.federated.config import FederatedExperiment"),
+        ("dqn_jax.runner.loop", "from dqn_jax.commands import data_parallel"),
         ("dqn_jax.new_room", "import numpy"),
         ("dqn_jax.agent", "import gymnax"),
         ("dqn_jax.runner.loop", "from gymnax import make"),
@@ -161,7 +166,8 @@ def test_import_rules_can_fail(module, source):
         ("dqn_jax.learner", "import jax\nfrom dqn_jax import td\nfrom dqn_jax.types import Params"),
         ("dqn_jax.runner.loop", "import time\nfrom dqn_jax.runner import checkpoint\nfrom . import records"),
         ("dqn_jax.distributed.engines.threads", "import threading, time"),
-        ("experiments.data_parallel", "import time\nfrom dqn_jax.runner.loop import run"),
+        ("experiments.studies.scaling", "import time\nfrom dqn_jax.runner.loop import run"),
+        ("dqn_jax.commands.federated", "from dqn_jax.federated.driver import from_config\nfrom dqn_jax.runner.loop import run"),
     ],
 )
 def test_import_rules_allow_what_they_should(module, source):

@@ -106,7 +106,7 @@ def served(checkout: Path, script: str, *args: str) -> Iterator[dict[str, Remote
 
     Args:
       checkout: directory with the package and the script.
-      script: path of the script inside it.
+      script: name of the script, which is somewhere below its `experiments`.
       args: arguments of the script.
 
     Yields:
@@ -115,8 +115,8 @@ def served(checkout: Path, script: str, *args: str) -> Iterator[dict[str, Remote
     Raises:
       InputError: where the checkout has no such script, or one that serves nothing.
     """
-    path = checkout / script
-    if not path.is_file():
+    path = next((checkout / "experiments").rglob(script), None)
+    if path is None:
         raise InputError(f"against is {checkout}, which has no {script}: give the directory of a checkout")
     command = [sys.executable, str(path.resolve()), *args]
     env = os.environ | {"PYTHONPATH": str(checkout.resolve())}

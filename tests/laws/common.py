@@ -42,10 +42,10 @@ def spec_of(obs_shape, num_actions):
 
 
 def load_experiment(name):
-    """A script of `experiments/` as a module."""
-    path = Path(__file__).parent.parent.parent / "experiments" / f"{name}.py"
+    """A script of `experiments/`, such as "studies/staleness", as a module."""
+    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
     # Not by its own name, which may be that of a folder of tests.
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", path)
+    spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -1,5 +1,6 @@
 """Proves that flags become the config they name, and that bad input ends a script with one sentence and its exit status."""
 
+import importlib
 import os
 import re
 import runpy
@@ -167,9 +168,10 @@ def test_bad_input_of_a_script_is_one_sentence(case, arguments, monkeypatch, cap
     flags, pattern = BAD_INPUT[case]
     # The script sets up devices for itself: started now, jax keeps those of all the tests.
     assert len(jax.local_devices()) == 4
-    script = runpy.run_path(str(SCRIPT))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments(flags)])
-    assert exit_code_of(script["main"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT))
+    assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert re.search(pattern, err)
     assert out == ""
@@ -220,3 +222,26 @@ def test_a_traceback_is_shown_where_it_is_asked_for(monkeypatch, capsys, flags):
     assert err.endswith("seed is 0: take another\n")
     assert ("Traceback" in err) == bool(flags)
     assert err.count("\n") == 1 or flags
+
+
+def test_one_command_has_all_jobs(monkeypatch, capsys):
+    from dqn_jax.commands import __main__ as command
+    from dqn_jax.commands import actor_learner
+
+    monkeypatch.setattr(actor_learner, "train", lambda: print(sys.argv))
+    monkeypatch.setattr(sys, "argv", ["dqn-jax", "actor-learner", "--num-seeds", "1"])
+    assert command.main() == 0
+    assert capsys.readouterr().out == "['dqn-jax actor_learner', '--num-seeds', '1']\n"
+    for rest in ([], ["actor"], ["--help"]):
+        monkeypatch.setattr(sys, "argv", ["dqn-jax", *rest])
+        assert command.main() == 2
+        assert capsys.readouterr().err.startswith("usage: dqn-jax JOB [flags], JOB one of data_parallel, parameter_server, ")
+
+
+@pytest.mark.parametrize("name", ["actor_learner", "data_parallel", "federated", "parameter_server", "reference"])
+def test_a_script_of_a_job_is_its_command(name, monkeypatch):
+    module = importlib.import_module(f"dqn_jax.commands.{name}")
+    monkeypatch.setattr(module, "main", lambda: 7)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT.with_stem(name)))
+    assert ended.value.code == 7

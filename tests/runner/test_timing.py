@@ -42,10 +42,10 @@ def test_ratio_is_the_median_within_turns():
 def test_contestants_of_two_checkouts_take_turns(tmp_path):
     """A process each, with its own checkout's package, that goes on where its last turn ended."""
     for number, name in enumerate(("here", "there")):
-        (tmp_path / name / "scripts").mkdir(parents=True)
+        (tmp_path / name / "experiments" / "below").mkdir(parents=True)
         (tmp_path / name / "package.py").write_text(f"start = {100 * number}")
-        (tmp_path / name / "scripts" / "script.py").write_text(SCRIPT)
-    sides = [served(tmp_path / name, "scripts/script.py", first) for name, first in (("here", "50"), ("there", "98"))]
+        (tmp_path / name / "experiments" / "below" / "script.py").write_text(SCRIPT)
+    sides = [served(tmp_path / name, "script.py", first) for name, first in (("here", "50"), ("there", "98"))]
     with sides[0] as here, sides[1] as there:
         assert list(here) == ["one", "two", "never asked"]
         seconds = take_turns({"here": here["two"], "there": there["one"], "again": here["two"]}, turns=2)
@@ -57,11 +57,12 @@ def test_contestants_of_two_checkouts_take_turns(tmp_path):
 
 def test_a_checkout_that_cannot_take_turns_is_refused(tmp_path):
     with (
-        pytest.raises(InputError, match=r"has no experiments/benchmark.py: give the directory of a checkout$"),
-        served(tmp_path, "experiments/benchmark.py"),
+        pytest.raises(InputError, match=r"has no benchmark.py: give the directory of a checkout$"),
+        served(tmp_path, "benchmark.py"),
     ):
         pass
-    (tmp_path / "old.py").write_text("print('measured: 3')")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "old.py").write_text("print('measured: 3')")
     with (
         pytest.raises(InputError, match="serves no contestants: give a checkout that is not older"),
         served(tmp_path, "old.py"),

@@ -1,7 +1,7 @@
 """What should happen at a merge? Each choice against keeping everything, at equal numbers of updates.
 
-    python experiments/federated_merge_ablation.py                # trains every cell, then draws
-    python experiments/federated_merge_ablation.py --only-draw    # draws again from the committed rows
+    python experiments/studies/federated_merge_ablation.py                # trains every cell, then draws
+    python experiments/studies/federated_merge_ablation.py --only-draw    # draws again from the committed rows
 
 One choice is changed at a time, for K in {10, 100, 1000} and two levels of heterogeneity. The learning rate is chosen in every
 cell by tuning seeds, which are not reported. Reported is the area under the curve of the server's parameters on unseen
@@ -43,7 +43,7 @@ EVALUATIONS = 4
 EPISODE_STEPS = 100
 """Local steps for each episode of a budget in episodes."""
 TUNING, REPORTING = range(2000, 2002), range(3000, 3006)
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 ROWS, SUMMARY, FIGURE = (RESULTS / f"federated_merge_ablation.{kind}" for kind in ("csv", "json", "png"))
 COLUMNS = ("choice", "local_steps", "level", "learning_rate", "seed", "area", "final", "updates", "frames")
 
@@ -74,7 +74,7 @@ def train_all() -> None:
     from dqn_jax.runner.records import provenance
 
     # Tuning and reporting are the same program with other numbers.
-    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "experiments"))
+    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[2] / ".cache" / "experiments"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if not ROWS.exists():
         ROWS.write_text(",".join(COLUMNS) + "\n")

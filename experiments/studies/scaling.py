@@ -1,7 +1,7 @@
 """Does data-parallel training learn faster, and at what cost? CartPole on 1, 2 and 4 devices.
 
-    python experiments/scaling.py                # trains every arm, then draws
-    python experiments/scaling.py --only-draw    # draws again from the committed rows
+    python experiments/studies/scaling.py                # trains every arm, then draws
+    python experiments/studies/scaling.py --only-draw    # draws again from the committed rows
 
 Once with the global batch fixed (more devices share the same work) and once with the batch, environments and replay of each
 device fixed (more devices do more work an update), the latter with the learning rate times 1, sqrt(D) and D.
@@ -30,7 +30,7 @@ THRESHOLD = 475.0
 MAX_UPDATES = 31_250
 UPDATES_PER_CHUNK = 625
 TIMED_TURNS = 7
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 COLUMNS = ("arm", "devices", "learning_rate", "seed", "reached", "frames", "updates", "seconds", "updates_per_second")
 
 

@@ -1,7 +1,7 @@
 """What do more clients cost, and what do they bring? 1, 10, 100 and 1000 clients on CartPoles with poles of different lengths.
 
-    python experiments/federated_scaling.py                # trains every arm, then draws
-    python experiments/federated_scaling.py --only-draw    # draws again from the committed rows
+    python experiments/studies/federated_scaling.py                # trains every arm, then draws
+    python experiments/studies/federated_scaling.py --only-draw    # draws again from the committed rows
 
 Once with as many frames for each client however many there are, and once with as many frames for all of them together.
 """
@@ -28,7 +28,7 @@ TOTAL = 7_000
 """Rounds and warm-ups of all clients, where they have as many frames together; a warm-up is as long as a round."""
 AGENT = dataclasses.replace(HETEROGENEOUS.agent, replay_capacity=2_000, learning_starts=LOCAL_STEPS, epsilon_decay_frames=1_500)
 SEEDS = range(2)
-OUT = Path(__file__).parent / "results" / "federated_scaling.json"
+OUT = Path(__file__).parents[1] / "results" / "federated_scaling.json"
 
 
 def rounds_of(clients: int, equal: str) -> int:

@@ -1,6 +1,6 @@
 """What do clients, merges and memory cost? Medians of turns that contestants take in one run, on one core.
 
-    python experiments/federated_benchmark.py --out experiments/results/federated_benchmark-cpu.json
+    python experiments/benchmarks/federated_benchmark.py --out experiments/results/federated_benchmark-cpu.json
 
 The cost of a merge is that of a round over one in which the server takes any client's update as it is.
 """

@@ -1,6 +1,6 @@
 """What does the model of a parameter server cost? On one core, contestants taking turns.
 
-python experiments/server_benchmark.py --out experiments/results/server_benchmark-cpu.json
+python experiments/benchmarks/server_benchmark.py --out experiments/results/server_benchmark-cpu.json
 """
 
 import dataclasses

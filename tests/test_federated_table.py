@@ -3,12 +3,12 @@
 import csv
 import json
 
+import federated_table
 import numpy as np
 import pytest
 from federated.helpers import refusal
+from federated_table import CURVES, FIGURE, TABLE, best_clients, compare, read_curves, rows_of, tabulate
 
-from dqn_jax.runner import comparison
-from dqn_jax.runner.comparison import CURVES, FIGURE, TABLE, best_clients, compare, read_curves, rows_of, tabulate
 from dqn_jax.runner.records import Records
 from dqn_jax.runner.statistics import bootstrap_ci95
 
@@ -167,8 +167,8 @@ def test_between_evaluations_equal_frames_are_interpolated(clients, federated):
     """Of 400 frames a client: all, half, a quarter, and a third, which is a third of the way from 100 to 200."""
     frames = np.array([100, 200, 400])
     curves = {
-        (comparison.BASE, "seen"): (frames, np.array([[0.0, 10, 30], [10, 20, 40]])),
-        (comparison.ALONE, "seen"): (frames, np.array([[0.0, 0, 1], [0, 0, 5]])),
+        (federated_table.BASE, "seen"): (frames, np.array([[0.0, 10, 30], [10, 20, 40]])),
+        (federated_table.ALONE, "seen"): (frames, np.array([[0.0, 0, 1], [0, 0, 5]])),
     }
     equal = tabulate(curves, clients)["equal_total_frames"]["seen"]
     assert equal["frames_per_client"] == pytest.approx(400 / clients)
@@ -204,13 +204,13 @@ def test_what_is_not_alike_is_not_compared(tmp_path, unlike):
 
 
 def test_the_best_client_is_chosen_for_each_draw_on_held_out_environments(directory):
-    assert best_clients(comparison.read_returns(directory / "independent")) == {7: 1, 8: 0}
+    assert best_clients(federated_table.read_returns(directory / "independent")) == {7: 1, 8: 0}
 
 
 def test_without_held_out_environments_the_best_is_where_it_trains(tmp_path):
     seen = {kind: values for kind, values in INDEPENDENT.items() if kind[1] == "seen"}
     write(tmp_path, {"independent": seen})
-    assert best_clients(comparison.read_returns(tmp_path / "independent")) == {7: 0, 8: 1}
+    assert best_clients(federated_table.read_returns(tmp_path / "independent")) == {7: 0, 8: 1}
     best = [row for row in rows_of(tmp_path / "independent") if row["series"] == "independent client, best"]
     assert [row["return"] for row in best] == [90, 7, 90, 7, 90, 7]
     # A comparison of one arm alone, with nothing to subtract from.
@@ -255,13 +255,13 @@ def test_personal_policies_stand_where_the_one_policy_does(tmp_path):
 
 
 def test_files_are_those_of_the_table(directory, table, capsys):
-    assert json.loads((directory / TABLE).read_text()) == json.loads(json.dumps(comparison.jsonable(table)))
+    assert json.loads((directory / TABLE).read_text()) == json.loads(json.dumps(federated_table.jsonable(table)))
     assert (directory / FIGURE).read_bytes().startswith(b"\x89PNG")
     compare(directory)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| | area, where clients train | area, unseen, inside the range | federated minus this")
     cells = {line.split("|")[1].strip(): [cell.split("[")[0].strip() for cell in line.split("|")[2:-1]] for line in lines[2:8]}
-    assert list(cells) == [series for series in comparison.SERIES if (series, "seen") in BY_HAND]
+    assert list(cells) == [series for series in federated_table.SERIES if (series, "seen") in BY_HAND]
     assert cells["federated"] == ["27.5", "8.5", ""]
     assert cells["pooled, a client's updates"] == ["25.0", "3.5", "5.0"]
     assert "federated after 200 frames a client 25.0 " in lines[9]
@@ -272,7 +272,7 @@ def test_from_the_curves_alone_all_is_built_again(tmp_path, directory, table):
     """As from committed results, whose runs are gone."""
     for name in (CURVES, TABLE):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
-    assert comparison.jsonable(compare(tmp_path)) == comparison.jsonable(table)
+    assert federated_table.jsonable(compare(tmp_path)) == federated_table.jsonable(table)
     assert (tmp_path / TABLE).read_bytes() == (directory / TABLE).read_bytes()
     assert (tmp_path / FIGURE).read_bytes() == (directory / FIGURE).read_bytes()
     # It is the curves that are read, not the table.
@@ -293,13 +293,13 @@ def test_where_the_runs_come_from_is_kept(tmp_path):
 
 
 def test_the_last_panel_shows_each_draws_difference(directory, table):
-    figure = comparison.draw(read_curves(directory))
+    figure = federated_table.draw(read_curves(directory))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["where clients train", "unseen, inside the range", "federated minus ..."]
     *_, last = figure.axes
     assert last.get_xlabel() == "difference in area, unseen, inside the range"
     series = [label.get_text() for label in last.get_yticklabels()]
-    assert series == [name for name in comparison.SERIES if (name, "inside") in BY_HAND and name != "federated"]
+    assert series == [name for name in federated_table.SERIES if (name, "inside") in BY_HAND and name != "federated"]
     base = np.array(BY_HAND["federated", "inside"])
     dots = [line for line in last.lines if line.get_marker() == "o"]
     for height, (name, line) in enumerate(zip(series, dots, strict=True)):

@@ -1,8 +1,8 @@
 """Measures speed as ratios within one run: contestants take turns, and medians of the ratios within a turn are reported.
 
-    python experiments/benchmark.py --out experiments/results/benchmark-cpu.json
-    python experiments/benchmark.py --against ../before --check
-    python experiments/benchmark.py --quick
+    python experiments/benchmarks/benchmark.py --out experiments/results/benchmark-cpu.json
+    python experiments/benchmarks/benchmark.py --against ../before --check
+    python experiments/benchmarks/benchmark.py --quick
 
 `--against` takes another checkout in turns, each with its own package and its own copy of this script, in processes of their
 own; `..._against` is this checkout's time over the other's. Runs unchanged on a GPU. On a CPU every device is one thread, so
@@ -127,12 +127,12 @@ def turns_of(group: str, options: Options) -> dict[tuple[str, str], list[float]]
     """Seconds of every turn of a group's contestants, by side ("here" or "there") and name."""
     turns = {"compiling": 1 if options.quick else 3}.get(group, 5 if options.quick else 9)
     script = Path(__file__).resolve()
-    sides = {"here": script.parents[1]} | ({} if options.against is None else {"there": options.against})
+    sides = {"here": script.parents[2]} | ({} if options.against is None else {"there": options.against})
     with contextlib.ExitStack() as stack:
         contestants = {}
         for side, checkout in sides.items():
             args = ("--serve", group, *(["--quick"] if options.quick else []))
-            for name, remote in stack.enter_context(served(checkout, f"experiments/{script.name}", *args)).items():
+            for name, remote in stack.enter_context(served(checkout, script.name, *args)).items():
                 contestants[side, name] = remote
         # Both sides of a name one after the other: what slows the machine down slows both.
         return take_turns(dict(sorted(contestants.items(), key=lambda item: item[0][::-1])), turns)

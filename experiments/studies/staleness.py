@@ -1,7 +1,7 @@
 """What does asynchrony cost, and which remedy helps? A parameter server in virtual time on CartPole.
 
-    python experiments/staleness.py               # trains every arm, then draws
-    python experiments/staleness.py --only-draw   # draws again from the committed rows
+    python experiments/studies/staleness.py               # trains every arm, then draws
+    python experiments/studies/staleness.py --only-draw   # draws again from the committed rows
 
 All arms take the same frames and the same gradient samples, and together have the same replay, warm-up and exploration. They
 differ in how many workers there are, who waits for whom, and what becomes of late pushes. Every arm is trained at a learning
@@ -33,7 +33,7 @@ TUNING = range(2_000, 2_004)
 REPORTING = range(8)
 NUMBERS = ("frames", "gradient_samples", "virtual_time", "updates", "lag", "return")
 COLUMNS = ("arm", "workers", "rates", "learning_rate", "seed", *NUMBERS)
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 ARMS = {
     "one worker": ServerConfig(num_workers=1),

@@ -1,7 +1,8 @@
-"""A federation beside its alternatives: curves, table and figure from the runs of `experiments/federated.py`.
+"""A federation beside its alternatives: curves, table and figure from the runs of `federated_comparison.py`.
 
-`python -m dqn_jax.runner.comparison DIR` builds all three again; where the runs are gone, from `curves.csv`. An area under a
-curve is given as the mean return over the evaluations. Differences are paired: draw by draw, the same clients on both sides.
+`python experiments/studies/federated_table.py DIR` builds all three again; where the runs are gone, from `curves.csv`. An area
+under a curve is given as the mean return over the evaluations. Differences are paired: draw by draw, the same clients on both
+sides.
 
 Not here: training.
 """
@@ -61,7 +62,7 @@ def compare(directory: Path, origin: Record | None = None) -> Record:
         clients = earlier["num_clients"]
     else:
         raise InputError(
-            f"{directory} has neither runs nor {CURVES} with {TABLE}: give the run directory of experiments/federated.py"
+            f"{directory} has neither runs nor {CURVES} with {TABLE}: give the run directory of federated_comparison.py"
         )
     curves = read_curves(directory)
     table = {
@@ -242,5 +243,5 @@ def draw(curves: Curves) -> Figure:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m dqn_jax.runner.comparison DIR")
+        sys.exit("usage: python experiments/studies/federated_table.py DIR")
     compare(Path(sys.argv[1]))

@@ -1,7 +1,7 @@
 """Threads against Ray on one host: a parameter server and an actor-learner, CartPole to the optimum on each.
 
-    python experiments/engines.py                # trains every arm, seed by seed, then prints and draws
-    python experiments/engines.py --only-draw    # prints and draws again from the committed summaries
+    python experiments/studies/engines.py                # trains every arm, seed by seed, then prints and draws
+    python experiments/studies/engines.py --only-draw    # prints and draws again from the committed summaries
 
 Every run is the command of `parameter_server.py` or `actor_learner.py` in a process of its own; what is there already is not
 trained again. Frames/s leave out each process's first chunk, which compiles.
@@ -30,7 +30,7 @@ ARMS: dict[str, tuple[str, ...]] = {
         "shared",
     ),
 }
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results"
 THRESHOLD = 475.0
 

@@ -1,0 +1,33 @@
+"""The main of training with actors and a learner (examples: experiments/actor_learner.py)."""
+
+import functools
+
+from dqn_jax import runtime
+from dqn_jax.distributed.presets import APEX
+from dqn_jax.runner.command_line import exit_code_of, parse
+
+PRESETS = {"apex": APEX}
+
+
+def train() -> None:
+    """Parses flags, starts Ray and then jax, then trains."""
+    config = parse(PRESETS, "Trains DQN with actors and a learner.")
+    if config.backend == "ray":
+        from dqn_jax.distributed.engines import on_ray
+
+        on_ray.connect(config.ray_address, config.actors.num_actors)
+    runtime.setup(config.num_devices)
+    # Not at the top: these start jax.
+    from dqn_jax.distributed import actor_learner, actors
+    from dqn_jax.distributed.engines import start
+    from dqn_jax.runner.loop import run
+
+    make_job = functools.partial(actors.make_job, config)
+    engine = start(config.backend, make_job, config.actors.num_actors, config.ray_address)
+    driver, evaluator = actor_learner.from_config(config, engine)
+    run(driver, config, evaluator)
+
+
+def main() -> int:
+    """Runs the job and returns its exit status."""
+    return exit_code_of(train)

@@ -1,0 +1,36 @@
+"""The main of training with a parameter server (examples: experiments/parameter_server.py)."""
+
+import functools
+
+from dqn_jax import runtime
+from dqn_jax.distributed.presets import CARTPOLE_SERVER, CLASSIC_SERVER, SERVER_MODEL
+from dqn_jax.runner.command_line import exit_code_of, parse
+
+PRESETS = {"classic": CLASSIC_SERVER, "model": SERVER_MODEL, "cartpole": CARTPOLE_SERVER}
+
+
+def train() -> None:
+    """Parses flags, starts Ray and then jax, then trains."""
+    config = parse(PRESETS, "Trains DQN with a parameter server.")
+    if config.backend == "ray":
+        from dqn_jax.distributed.engines import on_ray
+
+        on_ray.connect(config.ray_address, config.server.num_workers)
+    runtime.setup(config.num_devices)
+    # Not at the top: these start jax.
+    from dqn_jax.distributed import parameter_server, server_on_workers, workers
+    from dqn_jax.distributed.engines import start
+    from dqn_jax.runner.loop import run
+
+    if config.backend == "device":
+        driver, evaluator = parameter_server.from_config(config)
+    else:
+        make_job = functools.partial(workers.make_job, config)
+        engine = start(config.backend, make_job, config.server.num_workers, config.ray_address)
+        driver, evaluator = server_on_workers.from_config(config, engine)
+    run(driver, config, evaluator)
+
+
+def main() -> int:
+    """Runs the job and returns its exit status."""
+    return exit_code_of(train)
