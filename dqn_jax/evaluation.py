@@ -35,7 +35,7 @@ class Evaluator(NamedTuple):
     play: Callable[[jax.Array, Params], tuple[Any, Any]]
     """(keys [S], parameters of the driver) -> (mean returns [S, C], episodes [S] that ran into the cap), C columns."""
     columns: list[list[Record]]
-    """What column c of seed s is, for `returns.csv`: its policy, split, client and env_params."""
+    """What column c of seed s is, for `returns.csv`: its `env_params`, and what else there is to say of it."""
     describe: Callable[[np.ndarray], dict[str, np.ndarray]]
     """[S, C] returns -> named numbers of each seed, `eval_return` among them."""
 
@@ -69,13 +69,12 @@ def one_environment(
       fields: parameters in which the environment differs from the default.
       over_seeds: how a function of one repetition becomes one of all.
     """
-    column = {"policy": "global", "split": "seen", "client": 0, "env_params": fields}
 
     def one(key: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
         result = evaluate(key, params)
         return jnp.mean(result.returns)[None], jnp.sum(~result.finished)
 
-    return Evaluator(over_seeds(one), [[column] for _ in seeds], lambda returns: {"eval_return": returns[:, 0]})
+    return Evaluator(over_seeds(one), [[{"env_params": fields}] for _ in seeds], lambda returns: {"eval_return": returns[:, 0]})
 
 
 def evaluator_of(config: Experiment, env: Environment, network: Network) -> Evaluator:

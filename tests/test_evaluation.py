@@ -94,7 +94,7 @@ def test_one_environment_is_each_seeds_mean_and_what_was_cut_short():
     by_hand = [(n * (n + 1) / 2 - lost * n).mean() for n, lost in zip(lengths, (0, 0.5), strict=True)]
     np.testing.assert_allclose(returns, np.array(by_hand)[:, None], rtol=1e-6)
     assert unfinished.tolist() == [np.sum(n > 3) for n in whole]
-    column = {"policy": "global", "split": "seen", "client": 0, "env_params": {"gravity": 3.0}}
+    column = {"env_params": {"gravity": 3.0}}
     assert evaluator.columns == [[column], [column]]
     described = evaluator.describe(np.array([[2.0], [7.0]]))
     assert {name: values.tolist() for name, values in described.items()} == {"eval_return": [2.0, 7.0]}

@@ -15,7 +15,7 @@ LEVELS = (
     {"actor", "learner"},
     {"agent"},
     {"evaluation", "mapping"},
-    {"trial"},
+    {"build"},
     {"distributed", "federated"},
     {"runner"},
     {"commands"},

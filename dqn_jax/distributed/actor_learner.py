@@ -18,16 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, repeat
+from dqn_jax.build import build
 from dqn_jax.distributed.actors import Block, Policy, side_by_side
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.crew import Crew
 from dqn_jax.distributed.engines.post import Engine, Lost, Report
 from dqn_jax.distributed.roles import lag_info
-from dqn_jax.envs import Environment, env_of
+from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.mapping import check_replicas, local_devices, names_of, over, place, row, stream_key
-from dqn_jax.networks import Network, make_network
-from dqn_jax.trial import try_users_parts
+from dqn_jax.networks import Network
 from dqn_jax.types import Driver, Info, Tree
 
 AXIS = "devices"
@@ -114,9 +114,7 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
     Raises:
       InputError: for an environment, a number of devices or sizes that cannot be used.
     """
-    env = env_of(config, on_host=True)
-    network = make_network(config.network, env.spec)
-    try_users_parts(env, network, config.agent, config.network)
+    env, network = build(config, on_host=True)
     devices = local_devices(config.num_devices)
     hub = _Hub(config, engine, make_learner_side(config, env, network, devices))
     driver = Driver(

@@ -13,15 +13,14 @@ import numpy as np
 
 from dqn_jax.actor import ActorState, make_actor
 from dqn_jax.agent import hyperparams_of, keys_of, reduce_info
+from dqn_jax.build import build
 from dqn_jax.distributed.acting import make_acting
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.post import Job, Order
 from dqn_jax.distributed.roles import Copy
-from dqn_jax.envs import env_of
 from dqn_jax.exploration import NO_EXPLORATION, make_exploration
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
-from dqn_jax.networks import make_network
 from dqn_jax.types import ActorHyperparams, Info, Params, Sample, Transition, Tree
 
 _LADDER_BASE, _LADDER_STEP = 0.4, 7.0
@@ -63,8 +62,7 @@ def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -
 
 def make_job(config: ActorLearnerExperiment) -> Job:
     """What an actor does, for any engine."""
-    env = env_of(config, on_host=True)
-    network = make_network(config.network, env.spec)
+    env, network = build(config, on_host=True, trial=False)
     exploration = {
         "ladder": make_exploration(config.agent, give_way=True),
         "shared": make_exploration(config.agent),

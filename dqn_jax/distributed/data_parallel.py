@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from dqn_jax.agent import AgentState, make_agent, make_chunk, not_finite, reduce_info
+from dqn_jax.build import build
 from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError
-from dqn_jax.envs import Environment, env_of
+from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.mapping import (
     check_replicas,
@@ -30,8 +31,7 @@ from dqn_jax.mapping import (
     row,
     stream_key,
 )
-from dqn_jax.networks import Network, make_network
-from dqn_jax.trial import try_users_parts
+from dqn_jax.networks import Network
 from dqn_jax.types import Driver, Info, Params
 
 AXIS = "devices"
@@ -133,9 +133,7 @@ def from_config(config: DataParallelExperiment) -> tuple[Driver, Evaluator]:
     Raises:
       InputError: for an environment, a number of devices or sizes that cannot be used.
     """
-    env = env_of(config)
-    network = make_network(config.network, env.spec)
-    try_users_parts(env, network, config.agent, config.network)
+    env, network = build(config)
     driver = make_data_parallel(
         env,
         network,

@@ -19,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.agent import AgentState, not_finite, reduce_info
+from dqn_jax.build import build
 from dqn_jax.config import AgentConfig, InputError
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
 from dqn_jax.distributed.roles import Server, Worker, lag_info, make_server, make_worker, may_start, pulls
-from dqn_jax.envs import Environment, env_of
+from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
 from dqn_jax.mapping import PLANS, devices_for, lane, lane_axes, names_of, over, place, stream_key
-from dqn_jax.networks import Network, make_network
+from dqn_jax.networks import Network
 from dqn_jax.replay import ReplayState, put_ring, ring_of, side_by_side
-from dqn_jax.trial import try_users_parts
 from dqn_jax.types import Driver, Info, Params, Tree
 from dqn_jax.virtual_time import SERVICE_TIMES
 
@@ -275,9 +275,7 @@ def from_config(config: ServerExperiment) -> tuple[Driver, Evaluator]:
     Raises:
       InputError: for an environment, a number of devices or sizes that cannot be used.
     """
-    env = env_of(config)
-    network = make_network(config.network, env.spec)
-    try_users_parts(env, network, config.agent, config.network)
+    env, network = build(config)
     driver = make_parameter_server(
         env,
         network,

@@ -11,16 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.agent import not_finite, reduce_info
+from dqn_jax.build import build
 from dqn_jax.distributed.config import ServerExperiment
 from dqn_jax.distributed.engines.crew import Crew
 from dqn_jax.distributed.engines.post import Engine, Lost, Report
 from dqn_jax.distributed.roles import Copy, lag_info, make_server, may_start, pulls
-from dqn_jax.envs import env_of
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
 from dqn_jax.mapping import local_devices, names_of
-from dqn_jax.networks import make_network
-from dqn_jax.trial import try_users_parts
 from dqn_jax.types import Driver, Info, Tree
 
 
@@ -46,9 +44,7 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
     Raises:
       InputError: for an environment or sizes that cannot be used.
     """
-    env = env_of(config, on_host=True)
-    network = make_network(config.network, env.spec)
-    try_users_parts(env, network, config.agent, config.network)
+    env, network = build(config, on_host=True)
     hub = _Hub(config, engine, network)
     warm_up = config.warm_up_frames
     driver = Driver(

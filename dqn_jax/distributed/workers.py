@@ -15,19 +15,19 @@ import numpy as np
 
 from dqn_jax.actor import make_actor
 from dqn_jax.agent import AgentState, every_step, reduce_info
+from dqn_jax.build import build
 from dqn_jax.distributed.acting import Moment, make_acting
 from dqn_jax.distributed.config import ServerExperiment
 from dqn_jax.distributed.engines.post import Job, Order
 from dqn_jax.distributed.roles import Worker, make_worker
-from dqn_jax.envs import Environment, env_of
-from dqn_jax.networks import Network, make_network
+from dqn_jax.envs import Environment
+from dqn_jax.networks import Network
 from dqn_jax.types import Info, Tree
 
 
 def make_job(config: ServerExperiment) -> Job:
     """What a worker does, for any engine."""
-    env = env_of(config, on_host=True)
-    network = make_network(config.network, env.spec)
+    env, network = build(config, on_host=True, trial=False)
     worker = make_worker(env, network, config.agent, config.server)
     begin, work = _in_a_program(config, worker) if env.start is None else _on_the_host(config, env, network, worker)
     pull = jax.jit(worker.pull)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.agent import make_agent
+from dqn_jax.build import build
 from dqn_jax.config import AgentConfig, InputError
-from dqn_jax.envs import Environment, EnvParams, env_of, eval_env_of
+from dqn_jax.envs import Environment, EnvParams, eval_env_of
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.federated.aggregation import make_aggregator, make_weighting
 from dqn_jax.federated.centralised import make_centralised
@@ -29,8 +30,7 @@ from dqn_jax.federated.server import make_server_rule
 from dqn_jax.federated.sharing import make_sharing
 from dqn_jax.federated.transforms import make_transforms
 from dqn_jax.mapping import check_replicas, devices_for, lane_axes, local_devices, names_of, over, place, row
-from dqn_jax.networks import Network, make_network
-from dqn_jax.trial import try_users_parts
+from dqn_jax.networks import Network
 from dqn_jax.types import Driver, Info, Params
 
 AXIS = "devices"
@@ -47,9 +47,7 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
     Raises:
       InputError: for an environment, distribution, named part, number of devices or sizes that cannot be used.
     """
-    env = env_of(config)
-    network = make_network(config.network, env.spec)
-    try_users_parts(env, network, config.agent, config.network)
+    env, network = build(config)
     count = config.num_devices
     devices = devices_for(count, config.num_seeds) if config.seeds_over_devices else local_devices(count)
     envs = draw_all(env, config.federated, config.num_seeds)

@@ -22,7 +22,7 @@ from dqn_jax.runner import checkpoint, peers
 from dqn_jax.runner.milestones import milestones
 from dqn_jax.runner.plots import draw_run
 from dqn_jax.runner.progress import Display
-from dqn_jax.runner.records import CHECKPOINTS, config_dict, jsonable, open_records, read_metrics
+from dqn_jax.runner.records import ALONE, CHECKPOINTS, config_dict, jsonable, open_records, read_metrics
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
 from dqn_jax.types import Driver, Info
@@ -214,6 +214,7 @@ class _Run:
         self.records.append_returns(
             [
                 {
+                    **ALONE,
                     **column,
                     "seed": seed,
                     "env_params": json.dumps(column["env_params"]),

@@ -28,6 +28,8 @@ RETURNS = "returns.csv"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 RETURNS_COLUMNS = ("seed", "policy", "split", "client", "env_params", "rounds", "frames", "updates", "return")
+ALONE = {"policy": "global", "split": "seen", "client": 0}
+"""What `returns.csv` says of the only policy, in the only environment, of a run that has no more of them."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy")
 
 

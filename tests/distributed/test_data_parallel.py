@@ -158,7 +158,7 @@ def test_a_config_becomes_its_driver():
     assert params["trunk"]["Dense_0"]["kernel"].shape == (3, 4, 8)
     returns, unfinished = jax.eval_shape(evaluator.play, jax.random.split(jax.random.key(0), 3), params)
     assert (returns.shape, unfinished.shape) == ((3, 1), (3,))
-    column = {"policy": "global", "split": "seen", "client": 0, "env_params": {"max_steps_in_episode": 9}}
+    column = {"env_params": {"max_steps_in_episode": 9}}
     assert evaluator.columns == [[column]] * 3
     whole_episodes = from_config(dataclasses.replace(config, max_episode_steps=None))[1]
     assert [row["env_params"] for (row,) in whole_episodes.columns] == [{}] * 3

@@ -1,6 +1,6 @@
-"""A first look at the parts that are a user's own: one update on the first transitions, before anything is trained.
+"""From a config to its environment and network, and a first look at the parts that are a user's own.
 
-Not here: shapes, which are found wrong where the parts are traced.
+Not here: shapes, which are found wrong where the parts are traced; agents, which each way of training divides as it needs.
 """
 
 import jax
@@ -9,13 +9,31 @@ import numpy as np
 
 from dqn_jax.actor import ActorState, make_actor
 from dqn_jax.agent import hyperparams_of, keys_of
-from dqn_jax.config import AgentConfig, NetworkConfig, require
-from dqn_jax.envs import Environment
+from dqn_jax.config import AgentConfig, Experiment, NetworkConfig, require
+from dqn_jax.envs import Environment, env_of
 from dqn_jax.learner import make_learner
 from dqn_jax.lookup import is_users
 from dqn_jax.mapping import stream_key
-from dqn_jax.networks import Network
+from dqn_jax.networks import Network, make_network
 from dqn_jax.types import Sample, Transition
+
+
+def build(config: Experiment, on_host: bool = False, trial: bool = True) -> tuple[Environment, Network]:
+    """Builds what every way of training begins with.
+
+    Args:
+      config: names them.
+      on_host: whether whoever asks can step an environment of the host too.
+      trial: whether to try a user's own parts, which workers leave to who started them.
+
+    Raises:
+      InputError: for an environment or part that cannot be used.
+    """
+    env = env_of(config, on_host)
+    network = make_network(config.network, env.spec)
+    if trial:
+        try_users_parts(env, network, config.agent, config.network)
+    return env, network
 
 
 def try_users_parts(env: Environment, network: Network, agent: AgentConfig, networks: NetworkConfig) -> None:
