@@ -34,6 +34,11 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def check_divides(name: str, value: int, number: int, of: str = "devices") -> None:
+    """Raises InputError unless `value` of something divides over a number of others."""
+    require(value % number == 0, f"{name} is {value}, which does not divide over {number} {of}: make it a multiple of {number}")
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -239,11 +244,7 @@ class AgentConfig:
         """Raises InputError unless the sizes divide evenly over `num_shards` devices."""
         # The replay needs no check: its capacity is a multiple of the environments.
         for name in ("num_envs", "batch_size"):
-            value = getattr(self, name)
-            require(
-                value % num_shards == 0,
-                f"agent.{name} is {value}, which does not divide over {num_shards} devices: make it a multiple of {num_shards}",
-            )
+            check_divides(f"agent.{name}", getattr(self, name), num_shards)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,6 +144,16 @@ def place(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.ArrayTree
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices)[own], ("rows",)), PartitionSpec("rows")))
 
 
+def to_devices(tree: chex.ArrayTree, num_devices: int) -> chex.ArrayTree:
+    """Divides rows evenly: leaves [S, ...] of the host as [D, S / D, ...]."""
+    return jax.tree.map(lambda x: np.reshape(x, (num_devices, -1, *np.shape(x)[1:])), tree)
+
+
+def from_devices(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The inverse of `to_devices`: leaves [D, L, ...] as [S, ...] of the host."""
+    return jax.tree.map(lambda x: np.concatenate(np.asarray(x)), tree)
+
+
 def row(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
     """Own row `index` of every leaf, from the device that holds it: plain indexing would gather from all of them."""
     return jax.tree.map(lambda x: x.addressable_shards[index].data[0], tree)

@@ -20,7 +20,8 @@ from dqn_jax.distributed.parameter_server import make_model
 from dqn_jax.distributed.roles import make_server, make_worker
 from dqn_jax.envs import make_env
 from dqn_jax.federated.config import FederatedConfig
-from dqn_jax.federated.driver import draw_all, named_parts
+from dqn_jax.federated.driver import named_parts
+from dqn_jax.federated.heterogeneity import draw_all
 from dqn_jax.federated.rounds import make_federation
 from dqn_jax.mapping import evaluation_key, stream_key
 from dqn_jax.networks import make_network

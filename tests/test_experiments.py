@@ -16,8 +16,8 @@ from laws.common import ENV, NETWORK, STEADY, load_experiment
 from dqn_jax.agent import hyperparams_of
 from dqn_jax.commands.reference import mean_of_last
 from dqn_jax.config import AgentConfig, InputError, RunnerConfig
-from dqn_jax.federated import driver
-from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig
+from dqn_jax.federated import driver, pooled
+from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig, PooledExperiment
 from dqn_jax.learner import make_learner
 from dqn_jax.runner import loop
 from dqn_jax.runner.command_line import exit_code_of
@@ -220,8 +220,8 @@ def everything_changed(federated):
     """The preset with no field of the federation as it is by default: what is reset must show."""
     changed = FederatedConfig(**CLIENTS, **REST)
     same = [field.name for field in dataclasses.fields(changed) if getattr(changed, field.name) == field.default]
-    # The first is for buffered participation alone, and the second for no federation.
-    assert same == ["concurrency", "pooled_batch"]
+    # It is for buffered participation alone.
+    assert same == ["concurrency"]
     return dataclasses.replace(
         federated.PRESETS["heterogeneous"],
         arms=("federated",),
@@ -242,14 +242,16 @@ def test_federated_arms_keep_the_clients_and_reset_the_rest(federated):
         "federated": whole.federated,
         # Nothing of the server's reaches a client; its average is sent nowhere.
         "independent": FederatedConfig(**CLIENTS, merge=MergeConfig(parameters="keep"), eval_clients=True),
-        # 20 is no multiple of six clients; the next one is 24.
-        "pooled_updates": FederatedConfig(**CLIENTS, pooled_batch=24),
-        "pooled_samples": FederatedConfig(**CLIENTS, pooled_batch=20 * 6),
+        "pooled_updates": FederatedConfig(**CLIENTS),
+        "pooled_samples": FederatedConfig(**CLIENTS),
     }
+    # 20 is no multiple of six clients; the next one is 24.
+    batches = {"pooled_updates": 24, "pooled_samples": 20 * 6}
     assert tuple(expected) == federated.ARMS
     for arm, config in expected.items():
         made = federated.config_of(arm, whole)
-        assert type(made) is FederatedExperiment
+        assert type(made) is (PooledExperiment if arm in batches else FederatedExperiment)
+        assert getattr(made, "batch_size", None) == batches.get(arm)
         assert made.federated == config
         assert made.run_dir == Path("somewhere") / arm
         # The same agent, seeds, environment and rounds; a comparison's arms are not an experiment's.
@@ -302,7 +304,8 @@ def scripted(federated, monkeypatch):
     """What `main` does for given arguments, with nothing trained: [("run", directory) or ("compare", directory)]."""
     done = []
     monkeypatch.setattr(federated.runtime, "setup", lambda count: None)
-    monkeypatch.setattr(driver, "from_config", lambda config: ("driver", "evaluator"))
+    for way in (driver, pooled):
+        monkeypatch.setattr(way, "from_config", lambda config: ("driver", "evaluator"))
     monkeypatch.setattr(loop, "run", lambda driver, config, evaluator: done.append(("run", config)))
     # With where the runs come from.
     monkeypatch.setattr(

@@ -20,16 +20,27 @@ import numpy as np
 
 from dqn_jax.agent import AgentState, not_finite, reduce_info
 from dqn_jax.build import build
-from dqn_jax.config import AgentConfig, InputError
+from dqn_jax.config import AgentConfig, check_divides
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
 from dqn_jax.distributed.roles import Server, Worker, lag_info, make_server, make_worker, may_start, pulls
 from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
 from dqn_jax.learner import LearnerState
-from dqn_jax.mapping import PLANS, devices_for, lane, lane_axes, names_of, over, place, stream_key
+from dqn_jax.mapping import (
+    PLANS,
+    devices_for,
+    from_devices,
+    lane,
+    lane_axes,
+    names_of,
+    over,
+    place,
+    stream_key,
+    to_devices,
+)
 from dqn_jax.networks import Network
 from dqn_jax.replay import ReplayState, put_ring, ring_of, side_by_side
-from dqn_jax.types import Driver, Info, Params, Tree
+from dqn_jax.types import Driver, Info, Params
 from dqn_jax.virtual_time import SERVICE_TIMES
 
 
@@ -210,10 +221,7 @@ def make_parameter_server(
       InputError: where repetitions do not divide over the devices.
     """
     num_devices, num_workers = len(devices), config.num_workers
-    if len(seeds) % num_devices:
-        raise InputError(
-            f"num_seeds is {len(seeds)}, which does not divide over {num_devices} devices: make it a multiple of them"
-        )
+    check_divides("num_seeds", len(seeds), num_devices)
     worker = make_worker(env, network, agent_config, config)
     server = make_server(network, agent_config, config)
     model = make_model(worker, server, config)
@@ -238,26 +246,19 @@ def make_parameter_server(
     chunks = over(lambda states: jax.lax.map(chunk, states), devices=devices, donate=True)
 
     def init() -> ServerState:
-        return starts(place(np.reshape(seeds, (num_devices, -1)).astype(np.uint32), devices))
-
-    def to_host(leaf: Tree) -> np.ndarray:
-        """[D, L, ...] as [S, ...]."""
-        return np.asarray(leaf).reshape(len(seeds), *leaf.shape[2:])
+        return starts(place(to_devices(np.array(seeds, np.uint32), num_devices), devices))
 
     frames = config.local_steps * agent_config.frames_per_step * pushes_per_chunk
     warm_up = num_workers * agent_config.warm_up_frames
 
     def step(state: ServerState) -> tuple[ServerState, Info]:
         state, info = chunks(state)
-        return state, {name: to_host(values) for name, values in info.items()} | {"frames": np.full(len(seeds), frames)}
-
-    def params(state: ServerState) -> Params:
-        return jax.tree.map(to_host, state.server.params)
+        return state, from_devices(info) | {"frames": np.full(len(seeds), frames)}
 
     return Driver(
         init=init,
         step=step,
-        params=params,
+        params=lambda state: from_devices(state.server.params),
         check=lambda state: None,
         complaint=lambda info: not_finite(info, seeds),
         unit="frames",

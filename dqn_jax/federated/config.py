@@ -10,6 +10,7 @@ from dqn_jax.config import (
     RunnerConfig,
     ServiceTime,
     check_choices,
+    check_divides,
     check_number,
     check_whole,
     require,
@@ -93,9 +94,6 @@ class FederatedConfig:
     """Parameters that stay with a client: none, head, trunk, or module:function of the tree of their shapes."""
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
 
-    pooled_batch: int | None = None
-    """Give up the federation: one agent learns from all clients' experience with batches of this size, to compare with."""
-
     eval_clients: bool = False
     """Also play each client's own parameters, on its own environment and on the unseen ones."""
     block_size: int | None = None
@@ -106,7 +104,7 @@ class FederatedConfig:
         check_choices(section, self)
         check_whole(section, self, "num_clients", "local_steps")
         check_whole(section, self, "env_seed", "unseen_envs", least=0)
-        optional = ("local_episodes", "num_clients_per_round", "concurrency", "block_size", "pooled_batch")
+        optional = ("local_episodes", "num_clients_per_round", "concurrency", "block_size")
         check_whole(section, self, *(name for name in optional if getattr(self, name) is not None))
         check_number(section, self, "proximal")
         check_number(section, self, "heterogeneity_level", "drop_out", "stragglers", high=1.0)
@@ -123,20 +121,6 @@ class FederatedConfig:
         require(self.drop_out < 1, "federated.drop_out is 1: nobody would ever send anything, so make it less")
         self._check_participation()
         self._check_algorithm()
-        require(
-            self.pooled_batch is None or self.pooled_batch % self.num_clients == 0,
-            f"federated.pooled_batch is {self.pooled_batch}, which does not divide over {self.num_clients} clients: make it a "
-            "multiple of them",
-        )
-        require(
-            self.pooled_batch is None or not self.eval_clients,
-            f"federated.pooled_batch is {self.pooled_batch}, and then clients have no parameters: leave eval_clients out",
-        )
-        require(
-            self.pooled_batch is None or self.personal == "none",
-            f"federated.personal is {self.personal!r} with pooled_batch {self.pooled_batch}, which trains one policy for all: "
-            "leave it out",
-        )
 
     def _check_participation(self) -> None:
         each, clients = self.num_clients_per_round, self.num_clients
@@ -237,11 +221,6 @@ class FederatedExperiment(Experiment):
         self.check_budget("rounds")
         agent, federated = self.agent, self.federated
         require(
-            federated.pooled_batch is None or self.seeds_over_devices,
-            f"federated.pooled_batch is {federated.pooled_batch}, and pooled training divides repetitions alone over devices: "
-            "leave seeds_over_devices on",
-        )
-        require(
             federated.env_seed + self.num_seeds <= MAX_COUNT,
             f"federated.env_seed is {federated.env_seed}, and the last of {self.num_seeds} would pass {MAX_COUNT}: start lower",
         )
@@ -260,10 +239,9 @@ class FederatedExperiment(Experiment):
             "federated.algorithm is 'fednova' and agent.learning_rate_decay_updates "
             f"{agent.learning_rate_decay_updates}: a rate that falls makes updates unequal, so leave it out",
         )
-        # One counter counts a client's frames, or everybody's where they are pooled; a chunk's are summed over all.
-        pooled = federated.pooled_batch is not None
+        # One counter counts a client's frames; a chunk's are summed over all.
         per_round = federated.local_steps * agent.frames_per_step + agent.warm_up_frames
-        frames = (self.rounds + self.runner.log_every) * per_round * (federated.num_clients if pooled else 1)
+        frames = (self.rounds + self.runner.log_every) * per_round
         updates = (self.rounds + self.runner.log_every) * federated.local_steps * agent.updates_per_step
         chunk = self.runner.log_every * federated.num_clients * max(per_round, federated.local_steps * agent.updates_per_step)
         require(
@@ -276,3 +254,33 @@ class FederatedExperiment(Experiment):
     def budget(self) -> int:
         """Rounds of each repetition."""
         return self.rounds
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledExperiment(FederatedExperiment):
+    """The opposite of a federated run, to compare with: one agent that learns from all clients' experience.
+
+    Of the federation, only which clients there are, how long a round is and what is played have a meaning here.
+    """
+
+    batch_size: int = 32
+    """Transitions of an update, from all clients together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        agent, federated = self.agent, self.federated
+        check_whole("", self, "batch_size")
+        check_divides("batch_size", self.batch_size, federated.num_clients, "clients")
+        require(self.seeds_over_devices, "seeds_over_devices is False, and pooled training divides repetitions: leave it on")
+        require(
+            not federated.eval_clients and federated.personal == "none",
+            "federated.eval_clients or federated.personal is set, and pooled clients have no parameters: leave both out",
+        )
+        # One counter counts everybody's frames.
+        rounds, steps = self.rounds + self.runner.log_every, federated.local_steps * agent.frames_per_step
+        frames = rounds * (steps + agent.warm_up_frames) * federated.num_clients
+        require(
+            frames <= MAX_COUNT,
+            f"rounds is {self.rounds}, and device counters would wrap at {MAX_COUNT} frames of all clients: train for fewer "
+            "rounds",
+        )

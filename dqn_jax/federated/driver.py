@@ -6,7 +6,6 @@ all of them. Not here: rounds, files.
 Shapes: D devices, L repetitions on a device, S in all, N clients.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -15,21 +14,31 @@ import numpy as np
 
 from dqn_jax.agent import make_agent
 from dqn_jax.build import build
-from dqn_jax.config import AgentConfig, InputError
+from dqn_jax.config import AgentConfig, check_divides
 from dqn_jax.envs import Environment, EnvParams, eval_env_of
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.federated.aggregation import make_aggregator, make_weighting
-from dqn_jax.federated.centralised import make_centralised
 from dqn_jax.federated.client import make_client
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
 from dqn_jax.federated.evaluation import make_evaluator
-from dqn_jax.federated.heterogeneity import ClientEnvs, draw_envs
+from dqn_jax.federated.heterogeneity import draw_all
 from dqn_jax.federated.participation import make_participation
 from dqn_jax.federated.rounds import FederatedState, Parts, make_federation
 from dqn_jax.federated.server import make_server_rule
 from dqn_jax.federated.sharing import make_sharing
 from dqn_jax.federated.transforms import make_transforms
-from dqn_jax.mapping import check_replicas, devices_for, lane_axes, local_devices, names_of, over, place, row
+from dqn_jax.mapping import (
+    check_replicas,
+    devices_for,
+    from_devices,
+    lane_axes,
+    local_devices,
+    names_of,
+    over,
+    place,
+    row,
+    to_devices,
+)
 from dqn_jax.networks import Network
 from dqn_jax.types import Driver, Info, Params
 
@@ -51,12 +60,7 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
     count = config.num_devices
     devices = devices_for(count, config.num_seeds) if config.seeds_over_devices else local_devices(count)
     envs = draw_all(env, config.federated, config.num_seeds)
-    make = (
-        functools.partial(make_federated, seeds_over_devices=config.seeds_over_devices)
-        if config.federated.pooled_batch is None
-        else functools.partial(make_centralised, batch_size=config.federated.pooled_batch)
-    )
-    driver = make(
+    driver = make_federated(
         env,
         network,
         config.agent,
@@ -65,6 +69,7 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
         seeds=config.seeds,
         devices=devices,
         rounds_per_step=config.runner.log_every,
+        seeds_over_devices=config.seeds_over_devices,
     )
     players = devices if config.seeds_over_devices else devices[:1]
     played = eval_env_of(config, env)
@@ -83,16 +88,6 @@ def named_parts(env: Environment, network: Network, agent_config: AgentConfig, c
         server_rule=make_server_rule(config.server_optimizer),
         sharing=sharing,
     )
-
-
-def draw_all(env: Environment, config: FederatedConfig, num_seeds: int) -> ClientEnvs:
-    """Environments of every repetition, leaves [S, N, ...]: repetition i draws those of `env_seed + i`."""
-
-    def draw(env_seed: jax.Array) -> ClientEnvs:
-        clients, unseen = config.num_clients, config.unseen_envs
-        return draw_envs(env, config.heterogeneity, env_seed, clients, unseen, config.heterogeneity_level)
-
-    return jax.jit(jax.vmap(draw))(config.env_seed + jnp.arange(num_seeds, dtype=jnp.uint32))
 
 
 def make_federated(
@@ -130,8 +125,7 @@ def make_federated(
     """
     num_devices, num_clients = len(devices), config.num_clients
     what, count = ("num_seeds", len(seeds)) if seeds_over_devices else ("federated.num_clients", num_clients)
-    if count % num_devices:
-        raise InputError(f"{what} is {count}, which does not divide over {num_devices} devices: make it a multiple of them")
+    check_divides(what, count, num_devices)
     axis_name = None if seeds_over_devices else AXIS
     parts = named_parts(env, network, agent_config, config) if parts is None else parts
     federation = make_federation(network, parts, config, axis_name)
@@ -162,8 +156,8 @@ def make_federated(
         numbers = np.arange(num_clients, dtype=np.uint32)
         if seeds_over_devices:
             ids = np.tile(numbers, (num_devices, 1))
-            seed_rows = np.reshape(seeds, (num_devices, -1))
-            params = jax.tree.map(lambda x: np.reshape(x, (num_devices, -1, *x.shape[1:])), env_params)
+            seed_rows = to_devices(np.array(seeds), num_devices)
+            params = to_devices(env_params, num_devices)
         else:
             ids = numbers.reshape(num_devices, -1)
             seed_rows = np.tile(seeds, (num_devices, 1))
@@ -172,7 +166,7 @@ def make_federated(
 
     def to_host(leaf: jax.Array) -> np.ndarray:
         """[D, L, ...] of the server or an info as [S, ...]."""
-        return np.asarray(leaf).reshape(len(seeds), *leaf.shape[2:]) if seeds_over_devices else np.asarray(row(leaf, 0))
+        return from_devices(leaf) if seeds_over_devices else np.asarray(row(leaf, 0))
 
     one_env = jax.tree.map(lambda x: x[0, 0], env_params)
     bytes_down, bytes_up = parts.client.num_bytes(jax.eval_shape(parts.client.init, jax.random.key(0), one_env, None))

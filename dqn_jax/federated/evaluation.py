@@ -15,7 +15,7 @@ from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, make_evaluate
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.heterogeneity import ClientEnvs, varied_fields
-from dqn_jax.mapping import over, place
+from dqn_jax.mapping import from_devices, over, place
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
 
@@ -89,15 +89,13 @@ def make_evaluator(
     parallel = over(over(play_one), devices=devices)
 
     def rows(tree: Any) -> Any:
-        split = jax.tree.map(lambda x: x.reshape(len(devices), len(x) // len(devices), *x.shape[1:]), tree)
-        return place(split, devices)
+        return place(jax.tree.map(lambda x: x.reshape(len(devices), len(x) // len(devices), *x.shape[1:]), tree), devices)
 
     env_rows = rows(envs)
 
     def play(keys: jax.Array, params: Params) -> tuple[np.ndarray, np.ndarray]:
         returns, unfinished = parallel(rows(keys), rows(params), env_rows)
-        # To the host first: each slice of a divided array would be a program for all devices.
-        return np.concatenate(np.asarray(returns)), np.concatenate(np.asarray(unfinished))
+        return from_devices(returns), from_devices(unfinished)
 
     columns = [
         _columns(config, jax.tree.map(lambda x, i=i: x[i], envs), kinds, list(policies))

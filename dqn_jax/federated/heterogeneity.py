@@ -16,6 +16,7 @@ import numpy as np
 
 from dqn_jax.config import InputError, Record, require
 from dqn_jax.envs import Environment, EnvParams, parameter, with_parameters
+from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.lookup import lookup, record_of
 from dqn_jax.mapping import ENVIRONMENTS, stream_key
 
@@ -172,3 +173,13 @@ def varied_fields(params: EnvParams, name: str) -> list[Record]:
         return [{}] * count
     values = {field: np.asarray(parameter(params, field), np.float64) for field in distribution.ranges}
     return [{field: float(f"{column[i]:.6g}") for field, column in values.items()} for i in range(count)]
+
+
+def draw_all(env: Environment, config: FederatedConfig, num_seeds: int) -> ClientEnvs:
+    """Environments of every repetition, leaves [S, N, ...]: repetition i draws those of `env_seed + i`."""
+
+    def draw(env_seed: jax.Array) -> ClientEnvs:
+        clients, unseen = config.num_clients, config.unseen_envs
+        return draw_envs(env, config.heterogeneity, env_seed, clients, unseen, config.heterogeneity_level)
+
+    return jax.jit(jax.vmap(draw))(config.env_seed + jnp.arange(num_seeds, dtype=jnp.uint32))

@@ -103,7 +103,8 @@ def make_driver(num_clients: int, change: Callable[[Any], Any] = lambda parts: p
     import jax
 
     from dqn_jax.envs import make_env
-    from dqn_jax.federated.driver import draw_all, make_federated, named_parts
+    from dqn_jax.federated.driver import make_federated, named_parts
+    from dqn_jax.federated.heterogeneity import draw_all
     from dqn_jax.networks import make_network
 
     env = make_env("CartPole-v1")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dqn_jax import runtime
 from dqn_jax.config import InputError
-from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig
+from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig, PooledExperiment
 from dqn_jax.federated.presets import CLASSIC, HETEROGENEOUS
 from dqn_jax.runner.command_line import exit_code_of, parse
 
@@ -57,28 +57,19 @@ PRESETS = {"heterogeneous": comparison_of(HETEROGENEOUS), "classic": comparison_
 def config_of(arm: str, comparison: Comparison) -> FederatedExperiment:
     """The config of one arm: the same clients, with another way to train."""
     fields = {field.name: getattr(comparison, field.name) for field in dataclasses.fields(FederatedExperiment)}
+    fields["run_dir"] = comparison.run_dir / arm
     federated, clients = comparison.federated, comparison.federated.num_clients
-    batch = comparison.agent.batch_size
+    if arm == "federated":
+        return FederatedExperiment(**fields)
     # Only what says which clients there are, how long a round is, and what is played.
-    alone = {
-        name: getattr(federated, name)
-        for name in (
-            "num_clients",
-            "local_steps",
-            "heterogeneity",
-            "heterogeneity_level",
-            "env_seed",
-            "unseen_envs",
-            "block_size",
-        )
-    }
-    fields["federated"] = {
-        "federated": federated,
-        "independent": FederatedConfig(**alone, merge=MergeConfig(parameters="keep"), eval_clients=federated.eval_clients),
-        "pooled_updates": FederatedConfig(**alone, pooled_batch=-(-batch // clients) * clients),
-        "pooled_samples": FederatedConfig(**alone, pooled_batch=batch * clients),
-    }[arm]
-    return FederatedExperiment(**fields | {"run_dir": comparison.run_dir / arm})
+    names = ("num_clients", "local_steps", "heterogeneity", "heterogeneity_level", "env_seed", "unseen_envs", "block_size")
+    alone = {name: getattr(federated, name) for name in names}
+    if arm == "independent":
+        keep = FederatedConfig(**alone, merge=MergeConfig(parameters="keep"), eval_clients=federated.eval_clients)
+        return FederatedExperiment(**fields | {"federated": keep})
+    batch = comparison.agent.batch_size
+    batch = batch * clients if arm == "pooled_samples" else -(-batch // clients) * clients
+    return PooledExperiment(**fields | {"federated": FederatedConfig(**alone), "batch_size": batch})
 
 
 def main() -> None:
@@ -89,7 +80,7 @@ def main() -> None:
     # Not at the top: these start jax.
     from federated_table import compare
 
-    from dqn_jax.federated.driver import from_config
+    from dqn_jax.federated import driver, pooled
     from dqn_jax.runner.loop import run
     from dqn_jax.runner.records import is_complete, provenance
 
@@ -97,8 +88,8 @@ def main() -> None:
         if config.resume and is_complete(config.run_dir, config):
             continue
         print(f"{arm}:", flush=True)
-        driver, evaluator = from_config(config)
-        run(driver, config, evaluator)
+        parts = pooled.from_config(config) if isinstance(config, PooledExperiment) else driver.from_config(config)
+        run(parts[0], config, parts[1])
     compare(comparison.run_dir, provenance())
 
 

@@ -14,7 +14,8 @@ from laws.federation import config_of, small
 from dqn_jax.agent import make_agent
 from dqn_jax.config import NetworkConfig, RunnerConfig
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
-from dqn_jax.federated.driver import draw_all, from_config, make_federated, named_parts
+from dqn_jax.federated.driver import from_config, make_federated, named_parts
+from dqn_jax.federated.heterogeneity import draw_all
 from dqn_jax.mapping import stream_key
 from dqn_jax.networks import make_network
 
@@ -259,7 +260,6 @@ def experiment(federated=None, **changes):
     [
         ({}, {"seeds_over_devices": False}, ("federated.num_clients is 3", "2 devices", "make it a multiple")),
         ({}, {"num_seeds": 3}, ("num_seeds is 3", "2 devices", "make it a multiple")),
-        ({"pooled_batch": 9}, {"num_seeds": 3}, ("num_seeds is 3", "2 devices", "make it a multiple")),
         ({}, {"num_devices": 5}, ("num_devices is 5", "4 cpu device(s)")),
         ({}, {"env": "CartPole-v2"}, ("env is 'CartPole-v2'", "did you mean CartPole-v1?")),
         (
@@ -302,10 +302,10 @@ def test_a_part_without_meaning_is_refused(part, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"seeds": (1, 2, 3)}, "num_seeds is 3, which does not divide over 2 devices: make it a multiple of them"),
+        ({"seeds": (1, 2, 3)}, "num_seeds is 3, which does not divide over 2 devices: make it a multiple of 2"),
         (
             {"seeds_over_devices": False},
-            "federated.num_clients is 3, which does not divide over 2 devices: make it a multiple of them",
+            "federated.num_clients is 3, which does not divide over 2 devices: make it a multiple of 2",
         ),
     ],
 )

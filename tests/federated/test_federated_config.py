@@ -7,14 +7,14 @@ import pytest
 from federated.helpers import refusal
 
 from dqn_jax.config import MAX_COUNT, AgentConfig, RunnerConfig
-from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig
+from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig, PooledExperiment
 
 FED, MERGE = "federated.", "federated.merge."
 BAD_COUNTS = (0, -1, True, 8.0, 0.5, math.nan, math.inf, "8", None, 2**31)
 BAD_NUMBERS = (-0.1, math.nan, math.inf, -math.inf, "0.5", [0.5], None, True)
 BAD_WORDS = ("zzz", "", None, 1, "Plain")
 NAMES = ("heterogeneity", "aggregator", "weighting", "server_optimizer", "personal")
-OPTIONAL = ("local_episodes", "num_clients_per_round", "concurrency", "block_size", "pooled_batch")
+OPTIONAL = ("local_episodes", "num_clients_per_round", "concurrency", "block_size")
 
 REFUSED = [
     *(
@@ -123,6 +123,10 @@ def buffered(**settings):
     return FederatedConfig(**{"participation": "buffered", "num_clients_per_round": 3} | settings)
 
 
+def pooled(federated=None, **settings):
+    return PooledExperiment(federated=federated or FederatedConfig(), **settings)
+
+
 def experiment(federated=None, agent=None, runner=None, **settings):
     return FederatedExperiment(
         federated=federated or FederatedConfig(),
@@ -229,19 +233,11 @@ COMBINATIONS = [
         lambda: experiment(NOVA, dataclasses.replace(SGD, learning_rate_decay_updates=10)),
         ("federated.algorithm is 'fednova'", "agent.learning_rate_decay_updates 10", "leave it out"),
     ),
-    (
-        lambda: FederatedConfig(pooled_batch=12),
-        ("federated.pooled_batch is 12", "8", "make it a multiple"),
-    ),
-    (lambda: FederatedConfig(pooled_batch=8, eval_clients=True), ("federated.pooled_batch is 8", "leave eval_clients out")),
-    (
-        lambda: FederatedConfig(pooled_batch=8, personal="trunk"),
-        ("federated.personal is 'trunk' with pooled_batch 8", "one policy for all", "leave it out"),
-    ),
-    (
-        lambda: experiment(FederatedConfig(pooled_batch=8), seeds_over_devices=False),
-        ("federated.pooled_batch is 8", "leave seeds_over_devices on"),
-    ),
+    (lambda: pooled(batch_size=12), ("batch_size is 12", "8 clients", "make it a multiple")),
+    (lambda: pooled(batch_size=0), ("batch_size is 0", "whole number from 1")),
+    (lambda: pooled(FederatedConfig(eval_clients=True)), ("federated.eval_clients", "leave both out")),
+    (lambda: pooled(FederatedConfig(personal="trunk")), ("federated.personal", "leave both out")),
+    (lambda: pooled(seeds_over_devices=False), ("seeds_over_devices is False", "leave it on")),
     (
         lambda: experiment(seed=MAX_COUNT - 1, num_seeds=2),
         (f"seed is {MAX_COUNT - 1}", "the last of 2", f"pass {MAX_COUNT}", "start lower"),
@@ -275,7 +271,7 @@ COMBINATIONS = [
     ),
     # Frames of the one agent that learns from all eight clients: it alone counts 8 (50 * 16 + 1008) a round.
     (
-        lambda: experiment(FederatedConfig(pooled_batch=8), rounds=MAX_COUNT // (8 * 1808)),
+        lambda: pooled(rounds=MAX_COUNT // (8 * 1808), runner=RunnerConfig(log_every=1)),
         (f"rounds is {MAX_COUNT // 14464}", "wrap", "train for fewer rounds"),
     ),
 ]
@@ -308,13 +304,13 @@ def test_a_bad_combination_is_refused_with_both_values(build, words):
         lambda: buffered(stragglers=0.5),
         lambda: FederatedConfig(algorithm="scaffold", merge=MergeConfig(moments="average", target="average")),
         lambda: MergeConfig(parameters="keep", replay="clear", epsilon="restart", initial="per_client"),
-        lambda: experiment(FederatedConfig(pooled_batch=256)),
+        lambda: pooled(batch_size=256),
         lambda: experiment(NOVA, SGD),
         lambda: experiment(rounds=10, runner=RunnerConfig(log_every=10)),
         lambda: experiment(seed=MAX_COUNT - 2, num_seeds=2),
         lambda: experiment(FederatedConfig(env_seed=MAX_COUNT - 2), num_seeds=2),
         # One less than what is refused above: the last chunk may go a line past the budget.
-        lambda: experiment(FederatedConfig(pooled_batch=8), rounds=MAX_COUNT // 14464 - 1),
+        lambda: pooled(rounds=MAX_COUNT // 14464 - 1, runner=RunnerConfig(log_every=1)),
         # A federation of as many clients counts each for itself.
         lambda: experiment(rounds=MAX_COUNT // 14464),
         lambda: experiment(rounds=MAX_COUNT // (50 * 16 + 1008) - 1),

@@ -8,7 +8,8 @@ from laws.common import ENV, NETWORK, STEADY, assert_close, assert_differs, cloc
 
 from dqn_jax.agent import make_agent, make_chunk
 from dqn_jax.distributed.data_parallel import make_data_parallel
-from dqn_jax.federated.driver import draw_all, make_federated
+from dqn_jax.federated.driver import make_federated
+from dqn_jax.federated.heterogeneity import draw_all
 from dqn_jax.mapping import stream_key
 
 SEEDS = (5, 7, 11)

@@ -13,7 +13,8 @@ from laws import federation
 from laws.common import ENV, NETWORK, STEADY, arrays, assert_close, assert_differs, without_clocks
 
 from dqn_jax.distributed.data_parallel import make_data_parallel
-from dqn_jax.federated.driver import draw_all, make_federated
+from dqn_jax.federated.driver import make_federated
+from dqn_jax.federated.heterogeneity import draw_all
 
 SEEDS = [2, 3, 5, 7]
 

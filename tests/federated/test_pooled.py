@@ -11,8 +11,8 @@ from laws.common import ENV, NETWORK, STEADY, arrays, assert_bitwise, assert_clo
 from laws.federation import config_of, small
 
 from dqn_jax.agent import make_agent
-from dqn_jax.federated.centralised import make_centralised, pooled
-from dqn_jax.federated.driver import draw_all
+from dqn_jax.federated.heterogeneity import draw_all
+from dqn_jax.federated.pooled import make_pooled, pooled
 from dqn_jax.mapping import stream_key
 from dqn_jax.types import Clock
 
@@ -29,7 +29,7 @@ ENVS = jax.device_get(draw_all(ENV, CONFIG, len(SEEDS)).seen)
 
 
 def driver(num_devices=1, batch_size=BATCH):
-    return make_centralised(
+    return make_pooled(
         ENV,
         NETWORK,
         CLIENT,
@@ -179,7 +179,7 @@ def test_a_complaint_names_the_seeds_and_a_remedy():
     assert complaint({"finite": np.array([True, True])}) is None
     assert (
         complaint({"finite": np.array([True, False])})
-        == "seed(s) [8]: a loss or parameter is not finite: lower agent.learning_rate"
+        == "seed(s) [8]: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
     )
     assert complaint({"finite": np.array([False, False])}).startswith("seed(s) [3, 8]: ")
 

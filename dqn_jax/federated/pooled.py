@@ -1,0 +1,112 @@
+"""The opposite of a federation, to compare with: one agent that learns from all clients' experience, pooled.
+
+It acts in every client's environments and averages its gradient over batches drawn evenly from every client's replay: the
+data-parallel agent, its shards being clients in lanes of one device. Not here: anything that stays with a client.
+
+Shapes: S repetitions, N clients.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from dqn_jax.agent import example_of
+from dqn_jax.build import build
+from dqn_jax.config import AgentConfig, check_divides
+from dqn_jax.distributed.data_parallel import make_data_parallel
+from dqn_jax.envs import Environment, EnvParams, eval_env_of
+from dqn_jax.evaluation import Evaluator
+from dqn_jax.federated.config import FederatedConfig, PooledExperiment
+from dqn_jax.federated.evaluation import make_evaluator
+from dqn_jax.federated.heterogeneity import draw_all
+from dqn_jax.mapping import devices_for
+from dqn_jax.networks import Network
+from dqn_jax.replay import bytes_per_transition
+from dqn_jax.types import Driver, Info, Tree
+
+
+def pooled(agent_config: AgentConfig, num_clients: int, batch_size: int) -> AgentConfig:
+    """One client's config as that of an agent with all clients' environments and replay, its schedules in their frames."""
+    sizes = ("num_envs", "replay_capacity", "learning_starts", "epsilon_decay_frames", "importance_anneal_frames")
+    given = {name: getattr(agent_config, name) for name in sizes}
+    larger = {name: num_clients * size for name, size in given.items() if size is not None}
+    return dataclasses.replace(agent_config, batch_size=batch_size, **larger)
+
+
+def make_pooled(
+    env: Environment,
+    network: Network,
+    agent_config: AgentConfig,
+    config: FederatedConfig,
+    *,
+    env_params: EnvParams,
+    seeds: Sequence[int],
+    devices: Sequence[jax.Device],
+    rounds_per_step: int,
+    batch_size: int,
+) -> Driver:
+    """Builds the driver; a round is as many agent steps as a client of the federation takes in one.
+
+    Args:
+      env: the environment.
+      network: the Q-network.
+      agent_config: the agent that every client would be.
+      config: the federation it stands beside.
+      env_params: parameters of the clients' environments, leaves [S, N, ...].
+      seeds: S, one for each repetition.
+      devices: each has repetitions of its own.
+      rounds_per_step: rounds in one call of the driver's `step`.
+      batch_size: transitions of an update, from all clients together.
+
+    Returns:
+      The data-parallel driver, counting rounds.
+
+    Raises:
+      InputError: where repetitions do not divide over the devices, or the batch over the clients.
+    """
+    check_divides("batch_size", batch_size, config.num_clients, "clients")
+    whole = pooled(agent_config, config.num_clients, batch_size)
+    steps = rounds_per_step * config.local_steps
+    driver = make_data_parallel(
+        env, network, whole, seeds=seeds, devices=devices, steps_per_chunk=steps, env_params=jax.device_get(env_params)
+    )
+    # A pooled replay means that every transition travels once; those of the warm-up have, before the first round.
+    transition_bytes = bytes_per_transition(example_of(env))
+
+    def step(state: Tree) -> tuple[Tree, Info]:
+        state, info = driver.step(state)
+        return state, info | {"bytes": np.asarray(info["frames"]) * transition_bytes}
+
+    return driver._replace(
+        step=step,
+        params=lambda state: {"global": driver.params(state)},
+        unit="rounds",
+        initial=0,
+        per_step=rounds_per_step,
+    )
+
+
+def from_config(config: PooledExperiment) -> tuple[Driver, Evaluator]:
+    """The driver of a whole pooled experiment and its evaluation, that of the federation: what `runner.run` takes.
+
+    Raises:
+      InputError: for an environment, distribution, number of devices or sizes that cannot be used.
+    """
+    env, network = build(config)
+    devices = devices_for(config.num_devices, config.num_seeds)
+    envs = draw_all(env, config.federated, config.num_seeds)
+    driver = make_pooled(
+        env,
+        network,
+        config.agent,
+        config.federated,
+        env_params=envs.seen,
+        seeds=config.seeds,
+        devices=devices,
+        rounds_per_step=config.runner.log_every,
+        batch_size=config.batch_size,
+    )
+    played = eval_env_of(config, env)
+    return driver, make_evaluator(played, network, config.federated, envs, config.runner.eval_episodes, devices)
