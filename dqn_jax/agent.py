@@ -85,10 +85,10 @@ class Add(Protocol):
 
 
 class Act(Protocol):
-    """`Agent.act`."""
+    """`Agent.act` (one step of every environment) and `Agent.gather`."""
 
     def __call__(self, state: AgentState, active: jax.Array | bool = True) -> tuple[AgentState, Info]:
-        """Takes one exploring step of every environment, stored where `active` ([] bool) is true."""
+        """Takes exploring steps of every environment, stored where `active` ([] bool) is true."""
 
 
 class Learn(Protocol):
@@ -108,6 +108,8 @@ class Agent(NamedTuple):
     act: Act
     prepare: Callable[[AgentState], AgentState]
     """state -> state whose memory is ready for the updates of a step; nothing to do for most memories."""
+    gather: Act
+    """`acts_per_step` acts, then `prepare`: what comes before the updates of a step."""
     grad: Callable[[AgentState], tuple[AgentState, Params, Info]]
     """state -> (state, gradients on a sampled batch, info): what a worker sends to a parameter server."""
     learn: Learn
@@ -207,6 +209,10 @@ def make_agent(
         key = jax.random.fold_in(jax.random.fold_in(state.stream, state.clock.count), _PREPARING)
         return state.replace(replay=memory.prepare(state.replay, state.learner.params, key))
 
+    def gather(state: AgentState, active: jax.Array | bool = True) -> tuple[AgentState, Info]:
+        state, info = repeat(lambda state: act(state, active), config.acts_per_step)(state)
+        return prepare(state), info
+
     def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array, Info]:
         """A batch, the key to learn from it with, and the mean age of its transitions."""
         time = state.clock.count
@@ -233,8 +239,7 @@ def make_agent(
         state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
     ) -> tuple[AgentState, Info]:
         before = state
-        state, act_info = repeat(lambda state: act(state, active), config.acts_per_step)(state)
-        state = prepare(state)
+        state, act_info = gather(state, active)
         state, learn_info = repeat(lambda state: learn(state, correction, active), config.updates_per_step)(state)
         if active is not True:
             replay = memory.select(jnp.asarray(active), state.replay, before.replay)
@@ -245,7 +250,7 @@ def make_agent(
     def warm_up(state: AgentState) -> AgentState:
         return repeat(act, config.warm_up_acts)(state)[0]
 
-    return Agent(init, add, act, prepare, grad, learn, step, warm_up, memory)
+    return Agent(init, add, act, prepare, gather, grad, learn, step, warm_up, memory)
 
 
 def make_chunk(

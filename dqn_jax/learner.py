@@ -144,8 +144,7 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
         if correction is not None:
             grads, memory = correction(grads, state.params, memory)
         optimizer = optimizer_of(_at(config, state))
-        deltas, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, deltas)
+        params, opt_state, deltas = descend(optimizer, state.params, grads, state.opt_state)
         updates = state.updates.count + 1
         target_params = _update_target(params, state.target_params, updates, state.hyperparams.target_rate)
         info = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(deltas)}
@@ -174,6 +173,14 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
         return state, priority, info | apply_info
 
     return Learner(init, grad, apply, step)
+
+
+def descend(
+    optimizer: optax.GradientTransformation, params: Params, grads: Params, opt_state: optax.OptState
+) -> tuple[Params, optax.OptState, Params]:
+    """One step of an optimizer: (parameters, its state, how far they moved)."""
+    deltas, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, deltas), opt_state, deltas
 
 
 def _at(config: AgentConfig, state: LearnerState) -> LearnerHyperparams:

@@ -174,7 +174,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
 
             workers, (stacked, infos) = jax.lax.scan(next_one, state.workers, everybody)
         lags = state.server.updates.count - state.pulled
-        after, applied = server.apply(state.server, jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked))
+        after = server.apply_mean(state.server, stacked)
         pushes = state.pushes + 1
         due = pulls(config, pushes)
         state = state.replace(
@@ -184,7 +184,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
             pushes=pushes,
             remaining=service_times(state.plans, pushes),
         )
-        together = reduce_info(infos) | {"lags": lags, "applied": jnp.broadcast_to(applied, num_workers)}
+        together = reduce_info(infos) | {"lags": lags, "applied": jnp.ones(num_workers, bool)}
         return state, together | {"duration": jnp.max(service_times(state.plans, pushes - 1))}
 
     def first_worker(state: ServerState) -> AgentState:

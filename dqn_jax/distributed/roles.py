@@ -67,6 +67,8 @@ class Server(NamedTuple):
     init: Callable[[Tree], LearnerState]
     """seed -> state."""
     apply: Apply
+    apply_mean: Callable[[LearnerState, Params], LearnerState]
+    """(state, pushes [W, ...]) -> state: behind a barrier, one update by the mean of all."""
 
 
 def make_worker(env: Environment, network: Network, config: AgentConfig, server: ServerConfig) -> Worker:
@@ -119,21 +121,23 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
         return jax.lax.scan(lambda worker, moment: (agent.add(worker, *moment), None), worker, (transitions, valid))[0]
 
     def learn(worker: AgentState) -> tuple[AgentState, Params, Info]:
-        worker, before = agent.prepare(worker), worker.learner.params
+        worker = agent.prepare(worker)
         if server.push == "gradient":
             return agent.grad(worker)
-        worker, info = repeat(agent.learn, config.updates_per_step)(worker)
-        return worker, _descent(before, worker), info
+        return descent(repeat(agent.learn, config.updates_per_step), worker)
 
     def gradient(worker: AgentState) -> tuple[AgentState, Params, Info]:
-        worker, act_info = repeat(agent.act, config.acts_per_step)(worker)
-        worker, grads, grad_info = learn(worker)
+        worker, act_info = agent.gather(worker)
+        worker, grads, grad_info = agent.grad(worker)
         return worker, grads, act_info | grad_info
 
     def delta(worker: AgentState) -> tuple[AgentState, Params, Info]:
-        before = worker.learner.params
-        worker, info = repeat(agent.step, server.local_steps)(worker)
-        return worker, _descent(before, worker), info
+        return descent(repeat(agent.step, server.local_steps), worker)
+
+    def descent(train: Callable[[AgentState], tuple[AgentState, Info]], worker: AgentState) -> tuple[AgentState, Params, Info]:
+        """How far training moves a worker's parameters: what is left when the new ones are taken away from the old."""
+        after, info = train(worker)
+        return after, jax.tree.map(jnp.subtract, worker.learner.params, after.learner.params), info
 
     def work(worker: AgentState) -> tuple[AgentState, Params, Info]:
         worker, push, info = (gradient if server.push == "gradient" else delta)(worker)
@@ -144,11 +148,6 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
         return diagnose(agent, worker.replace(learner=learner))
 
     return Worker(init, work, fresh, store, learn, pull, lambda: agent.memory.init(defaults.replay), look)
-
-
-def _descent(before: Params, worker: AgentState) -> Params:
-    """How far a worker has moved from the parameters it had: what is left when it is taken away from them."""
-    return jax.tree.map(jnp.subtract, before, worker.learner.params)
 
 
 def make_server(network: Network, config: AgentConfig, server: ServerConfig) -> Server:
@@ -183,7 +182,10 @@ def make_server(network: Network, config: AgentConfig, server: ServerConfig) -> 
         accepted = jnp.asarray(lag <= server.lag_limit)
         return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), after, state), accepted
 
-    return Server(init, apply)
+    def apply_mean(state: LearnerState, pushes: Params) -> LearnerState:
+        return apply(state, jax.tree.map(lambda x: jnp.mean(x, axis=0), pushes))[0]
+
+    return Server(init, apply, apply_mean)
 
 
 def may_start(config: ServerConfig, pushes: Tree, waiting: Tree) -> Tree:

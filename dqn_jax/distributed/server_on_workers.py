@@ -72,7 +72,7 @@ class _Hub:
         server = make_server(network, config.agent, config.server)
         self.start = jax.jit(lambda: server.init(config.seed))
         self.apply = jax.jit(server.apply)
-        self.mean = jax.jit(lambda pushes: jax.tree.map(lambda *rows: jnp.mean(jnp.stack(rows), axis=0), *pushes))
+        self.apply_mean = jax.jit(server.apply_mean)
         self.crew: Crew | None = None
 
     def init(self) -> HubState:
@@ -147,6 +147,7 @@ class _Hub:
         assert self.crew is not None
         self.heap[report.worker] = report.payload
         if len(self.heap) == self.crew.size:
-            server, _ = self.apply(server, self.mean([self.heap[worker] for worker in range(self.crew.size)]))
+            pushes = [self.heap[worker] for worker in range(self.crew.size)]
+            server = self.apply_mean(server, jax.tree.map(lambda *rows: np.stack(rows), *pushes))
             self.heap = {}
         return server, True

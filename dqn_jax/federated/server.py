@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dqn_jax.federated.config import FederatedConfig
-from dqn_jax.learner import optax_rule
+from dqn_jax.learner import descend, optax_rule
 from dqn_jax.lookup import lookup
 from dqn_jax.types import Params, Tree
 
@@ -85,5 +85,5 @@ def init_server(
 def apply_delta(rule: ServerRule, state: ServerState, delta: Params) -> ServerState:
     """One step of the server's optimizer along a delta: x <- rule(x, -delta)."""
     grads = jax.tree.map(jnp.negative, delta)
-    updates, opt_state = rule(state.learning_rate).update(grads, state.opt_state, state.params)
-    return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    params, opt_state, _ = descend(rule(state.learning_rate), state.params, grads, state.opt_state)
+    return state.replace(params=params, opt_state=opt_state)

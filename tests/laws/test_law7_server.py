@@ -1,4 +1,7 @@
-"""Law 7: W workers that a server waits for, and that wait for it, are data-parallel training on W devices."""
+"""Law 7: W workers that a server waits for, and that wait for it, are data-parallel training on W devices.
+
+And those that push how far H steps took them are federated averaging with H local steps.
+"""
 
 import dataclasses
 import functools
@@ -7,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from laws.common import ENV, STEADY, assert_close, assert_differs, server_model, without_clocks
-from laws.federation import small
+from laws.federation import config_of, many, small
 
 from dqn_jax.agent import make_agent, repeat
-from dqn_jax.config import NetworkConfig
+from dqn_jax.config import MAX_COUNT, NetworkConfig
 from dqn_jax.distributed.config import ServerConfig
 from dqn_jax.distributed.data_parallel import AXIS, make_data_parallel
+from dqn_jax.federated.driver import named_parts
+from dqn_jax.federated.rounds import make_federation
 from dqn_jax.mapping import lane_axes, stream_key
 from dqn_jax.networks import make_network
 
@@ -123,3 +128,38 @@ def test_the_mean_of_single_descents_is_data_parallel():
 def test_without_barrier_fresh_parameters_or_mean_it_is_not(options):
     state = served(SGD, 4, **options)
     assert_differs(state.server.params, jax.tree.map(lambda x: x[0], on_one_device(SGD, 4).learner.params))
+
+
+LOCAL_STEPS, ROUNDS = 4, 8
+
+
+@functools.cache
+def averaging(target="global", local_steps=LOCAL_STEPS):
+    """((server, workers) -> a federation whose clients are these workers, after its rounds)."""
+    # The server owns the target, as it does that of its workers: theirs never moves by itself.
+    client = dataclasses.replace(SGD, target_period=MAX_COUNT)
+    config = config_of(num_clients=3, local_steps=local_steps, merge={"target": target})
+    federation = make_federation(NETWORK, named_parts(ENV, NETWORK, client, config), config)
+
+    @jax.jit
+    def run(server, workers):
+        state = federation.init(SEED, many(ENV.params, 3), jnp.arange(3))
+        state = state.replace(server=state.server.replace(params=server.params), clients=state.clients.replace(agent=workers))
+        return jax.lax.scan(lambda state, _: federation.round(state), state, length=ROUNDS)[0]
+
+    return run
+
+
+@pytest.mark.long
+def test_deltas_of_several_steps_behind_a_barrier_are_federated_averaging():
+    agent = dataclasses.replace(SGD, target_period=1)
+    start, run = program(agent, ServerConfig(num_workers=3, mode="barrier", push="delta", local_steps=LOCAL_STEPS))
+    begun = start()
+    served = run(begun, ROUNDS)
+    federated = averaging()(begun.server, begun.workers)
+    assert_close(served.server.params, federated.server.params)
+    assert_close(without_clocks(served.workers.replay), without_clocks(federated.clients.agent.replay))
+    assert_close(without_clocks(served.workers.actor), without_clocks(federated.clients.agent.actor))
+    # Another target, or other numbers of local steps, is another algorithm.
+    for other in (averaging(target="keep"), averaging(local_steps=LOCAL_STEPS - 1)):
+        assert_differs(other(begun.server, begun.workers).server.params, served.server.params)
