@@ -299,6 +299,11 @@ def reduce_info(infos: Info) -> Info:
     return {name: _REDUCTIONS.get(name, _mean)(values) for name, values in infos.items()}
 
 
+def reduce_infos(infos: Sequence[Info]) -> Info:
+    """Infos of several calls, on the host, as one; see `reduce_info`."""
+    return reduce_info({name: np.stack([info[name] for info in infos]) for name in infos[0]})
+
+
 def every_step(info: Info) -> Info:
     """What is kept of the info of every step; the rest is measured once a chunk, by `diagnose`."""
     return {name: value for name, value in info.items() if name not in _DIAGNOSES}
@@ -309,7 +314,7 @@ def _mean(values: jax.Array) -> jax.Array:
 
 
 def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
-    """A driver's complaint of a chunk, by the `finite` [S] of its info; None where nothing is wrong."""
+    """Names the seeds of a chunk whose `finite` [S] is false, and a remedy; None where all is well."""
     broken = [seed for seed, finite in zip(seeds, info["finite"], strict=True) if not finite]
     if not broken:
         return None

@@ -130,7 +130,7 @@ class Driver(NamedTuple):
     """state -> what its evaluator plays: online parameters, leaves [S, ...], or several such by name."""
     check: Callable[[Tree], None]
     """Raises TrainingError where the state breaks the driver's own promise, as unequal replicas do."""
-    complaint: Callable[[Info], str | None]
+    problem: Callable[[Info], str | None]
     """info -> what is wrong with the chunk, naming the learners and a remedy; None where nothing is."""
     unit: str
     """What budgets and periods count: "frames" of one seed, or "rounds"."""

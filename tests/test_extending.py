@@ -125,7 +125,7 @@ def test_in_every_way_of_training(kind, agent):
         before = jax.device_get(driver.params(state))
         for _ in range(2):
             state, info = driver.step(state)
-            assert driver.complaint(info) is None
+            assert driver.problem(info) is None
         after = jax.device_get(driver.params(state))
     finally:
         driver.close()

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, repeat
+from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, reduce_infos, repeat
 from dqn_jax.build import build
 from dqn_jax.distributed.actors import Block, Policy, side_by_side
 from dqn_jax.distributed.config import ActorLearnerExperiment
-from dqn_jax.distributed.engines.crew import Crew
-from dqn_jax.distributed.engines.post import Engine, Lost, Report
+from dqn_jax.distributed.engines.pool import WorkerPool
+from dqn_jax.distributed.engines.tasks import Engine, Result, WorkerLost
 from dqn_jax.distributed.roles import lag_info
 from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
@@ -34,13 +34,13 @@ AXIS = "devices"
 """Name of the axis that gradients are averaged over."""
 
 
-class HubState(flax.struct.PyTreeNode):
-    """What is saved of a run. Actors are not: after a restart they begin new lives."""
+class LearnerRunState(flax.struct.PyTreeNode):
+    """What is saved of a run. Actors are not: after a restart of the run they start afresh."""
 
     agent: AgentState
     """The learner and its replay, leaves [D, ...]; it has no actor."""
-    lives: jax.Array
-    """[N] int32 lives that each actor has had."""
+    starts: jax.Array
+    """[N] int32 times that each actor has started."""
     frames: jax.Array
     """[N] int32 frames that each actor has taken."""
 
@@ -116,13 +116,13 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
     """
     env, network = build(config, on_host=True)
     devices = local_devices(config.num_devices)
-    hub = _Hub(config, engine, make_learner_side(config, env, network, devices))
+    hub = _LearnerRun(config, engine, make_learner_side(config, env, network, devices))
     driver = Driver(
         init=hub.init,
         step=hub.step,
         params=lambda state: jax.tree.map(lambda x: x[None], row(state.agent.learner.params, 0)),
         check=lambda state: check_replicas(state.agent.learner),
-        complaint=lambda info: not_finite(info, config.seeds),
+        problem=lambda info: not_finite(info, config.seeds),
         unit="frames",
         initial=config.initial_frames,
         per_step=config.frames_per_chunk,
@@ -134,24 +134,23 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
     return driver, evaluator_of(config, env, network)
 
 
-class _Hub:
+class _LearnerRun:
     """The learner's side of a run in this process. Between chunks asynchronous actors go on acting."""
 
     def __init__(self, config: ActorLearnerExperiment, engine: Engine, side: LearnerSide) -> None:
         self.config, self.engine, self.side = config, engine, side
-        self.crew: Crew | None = None
+        self.pool: WorkerPool | None = None
 
-    def init(self) -> HubState:
+    def init(self) -> LearnerRunState:
         nothing = jnp.zeros(self.config.actors.num_actors, jnp.int32)
-        return HubState(agent=self.side.init(), lives=nothing, frames=nothing)
+        return LearnerRunState(agent=self.side.init(), starts=nothing, frames=nothing)
 
-    def step(self, state: HubState) -> tuple[HubState, Info]:
+    def step(self, state: LearnerRunState) -> tuple[LearnerRunState, Info]:
         """Learns from a chunk's blocks."""
         config = self.config
-        counts = self.crew.counts() if self.crew else {}
-        agent = state.agent if self.crew else self._begin(state)
-        assert self.crew is not None
-        crew, before = self.crew, self.version
+        agent = state.agent if self.pool else self._begin(state)
+        assert self.pool is not None
+        pool, before = self.pool, self.version
         infos: list[Info] = []
         lags: list[int] = []
         late = 0
@@ -168,9 +167,9 @@ class _Hub:
         stored = (config.blocks_per_chunk - late) * config.frames_per_block
         info = {
             **diagnosis,
-            **reduce_info({name: np.stack([info[name] for info in infos]) for name in infos[0]}),
-            **lag_info(np.array(lags), crew.size * config.updates_per_block),
-            **{name: count - counts.get(name, 0) for name, count in crew.counts().items()},
+            **reduce_infos(infos),
+            **lag_info(np.array(lags), pool.size * config.updates_per_block),
+            **pool.counts(),
             # Of all actors: the last one's alone says little.
             "epsilon": np.nanmean(self.epsilons),
             "dropped": late,
@@ -178,17 +177,17 @@ class _Hub:
             "frames": config.frames_per_chunk,
             "updates": updates,
         }
-        state = HubState(agent, *(jnp.array(x, jnp.int32) for x in (crew.lives, crew.frames)))
+        state = LearnerRunState(agent, *(jnp.array(x, jnp.int32) for x in (pool.starts, pool.frames)))
         return state, {name: np.asarray(value)[None] for name, value in info.items()}
 
-    def _begin(self, state: HubState) -> AgentState:
-        """Gives actors new lives, and an empty replay its first transitions."""
+    def _begin(self, state: LearnerRunState) -> AgentState:
+        """Starts the actors, and fills an empty replay with its first transitions."""
         agent = state.agent
-        self.crew = Crew(self.engine, np.array(state.lives), np.array(state.frames), self.config.patience)
+        self.pool = WorkerPool(self.engine, np.array(state.starts), np.array(state.frames), self.config.patience)
         self.version = int(row(agent.learner.updates.count, 0))
         # The version that each actor has.
-        self.has = np.full(self.crew.size, -1)
-        self.epsilons = np.full(self.crew.size, np.nan)
+        self.has = np.full(self.pool.size, -1)
+        self.epsilons = np.full(self.pool.size, np.nan)
         self._publish(agent)
         if not state.frames.any():
             for _ in range(self.config.warm_up_blocks):
@@ -209,29 +208,29 @@ class _Hub:
 
     def _next_block(self) -> tuple[Block, int, Info]:
         """(block, its lag in versions, info): the next one that arrives, or one made of everybody's."""
-        assert self.crew is not None
+        assert self.pool is not None
         synchronous = self.config.actors.mode == "synchronous"
-        for actor in np.flatnonzero(~self.crew.at_work).tolist():
+        for actor in np.flatnonzero(~self.pool.at_work).tolist():
             self._send(actor)
-        reports: dict[int, Report] = {}
-        while len(reports) < (self.crew.size if synchronous else 1):
-            news = self.crew.receive()
-            if isinstance(news, Lost):
+        results: dict[int, Result] = {}
+        while len(results) < (self.pool.size if synchronous else 1):
+            news = self.pool.receive()
+            if isinstance(news, WorkerLost):
                 self.has[news.worker] = -1
                 self._send(news.worker)
                 continue
-            reports[news.worker] = news
+            results[news.worker] = news
             self.epsilons[news.worker] = news.info["epsilon"]
-            self.crew.frames[news.worker] += self.config.frames_per_block // len(self.has if synchronous else reports)
+            self.pool.frames[news.worker] += self.config.frames_per_block // len(self.has if synchronous else results)
             if not synchronous:
                 # Before the learner learns: nobody waits for it.
                 self._send(news.worker)
-        ordered = [reports[actor] for actor in sorted(reports)]
-        infos = reduce_info({name: np.stack([report.info[name] for report in ordered]) for name in ordered[0].info})
-        return side_by_side([report.payload for report in ordered]), self.version - ordered[0].version, infos
+        ordered = [results[actor] for actor in sorted(results)]
+        infos = reduce_infos([result.info for result in ordered])
+        return side_by_side([result.payload for result in ordered]), self.version - ordered[0].version, infos
 
     def _send(self, actor: int) -> None:
-        assert self.crew is not None
+        assert self.pool is not None
         news = self.policy if self.has[actor] < self.published else None
         self.has[actor] = self.published
-        self.crew.send(actor, self.published, news)
+        self.pool.send(actor, self.published, news)

@@ -16,7 +16,7 @@ from dqn_jax.agent import hyperparams_of, keys_of, reduce_info
 from dqn_jax.build import build
 from dqn_jax.distributed.acting import make_acting
 from dqn_jax.distributed.config import ActorLearnerExperiment
-from dqn_jax.distributed.engines.post import Job, Order
+from dqn_jax.distributed.engines.tasks import Job, Task
 from dqn_jax.distributed.roles import Copy
 from dqn_jax.exploration import NO_EXPLORATION, make_exploration
 from dqn_jax.learner import make_learner
@@ -51,7 +51,7 @@ def epsilon_ladder(num_actors: int) -> np.ndarray:
 
 
 def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -> ActorHyperparams:
-    """Of one actor that has taken `frames` frames in earlier lives."""
+    """Of one actor that took `frames` frames before its latest start."""
     numbers = hyperparams_of(config.agent).actor
     numbers = numbers._replace(epsilon_first_frame=jnp.int32(-frames * config.actors.num_actors))
     if config.actors.exploration == "ladder":
@@ -89,15 +89,15 @@ def make_job(config: ActorLearnerExperiment) -> Job:
 
         return jax.vmap(of_moment)(transitions)
 
-    def begin(order: Order) -> tuple[Tree, Policy]:
-        numbers = actor_hyperparams(config, order.stream % config.actors.num_actors, order.frames)
-        return acting.begin(init(jnp.int32(order.stream), numbers)), order.params
+    def begin(task: Task) -> tuple[Tree, Policy]:
+        numbers = actor_hyperparams(config, task.stream % config.actors.num_actors, task.frames)
+        return acting.begin(init(jnp.int32(task.stream), numbers)), task.params
 
-    def work(state: tuple[Tree, Policy], order: Order) -> tuple[tuple[Tree, Policy], Block, Info]:
+    def work(state: tuple[Tree, Policy], task: Task) -> tuple[tuple[Tree, Policy], Block, Info]:
         actor_state, policy = state
-        policy = policy if order.params is None else order.params
+        policy = policy if task.params is None else task.params
         actor_state, (transitions, valid, infos) = acting.play(actor_state, policy.params, config.acts_per_block)
-        known = priorities(transitions, policy, jnp.int32(order.version)) if config.agent.memory == "prioritised" else None
+        known = priorities(transitions, policy, jnp.int32(task.version)) if config.agent.memory == "prioritised" else None
         return (actor_state, policy), Block(transitions, valid, known), reduce_info(infos)
 
     return Job(begin, work)

@@ -87,7 +87,7 @@ class ServerExperiment(FramesExperiment):
         require(
             self.backend == "device" or server.push == "gradient" or agent.learning_rate_decay_updates is None,
             f"agent.learning_rate_decay_updates is {agent.learning_rate_decay_updates} with server.push 'delta' and backend "
-            f"{self.backend!r}: a worker that begins a new life would begin its decay again, so leave it out",
+            f"{self.backend!r}: a worker that is started again would begin its decay again, so leave it out",
         )
         require(
             self.backend == "device" or server.replay == "local",

@@ -130,7 +130,7 @@ def make_data_parallel(
         step=step,
         params=params,
         check=check,
-        complaint=lambda info: not_finite(info, seeds),
+        problem=lambda info: not_finite(info, seeds),
         unit="frames",
         initial=config.warm_up_frames,
         per_step=steps_per_chunk * config.frames_per_step,

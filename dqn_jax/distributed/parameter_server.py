@@ -44,7 +44,7 @@ from dqn_jax.types import Driver, Info, Params
 from dqn_jax.virtual_time import SERVICE_TIMES
 
 
-class ServerState(flax.struct.PyTreeNode):
+class ModelState(flax.struct.PyTreeNode):
     """A server, its workers, and when they will be done."""
 
     server: LearnerState
@@ -65,13 +65,13 @@ class ServerState(flax.struct.PyTreeNode):
 class Model(NamedTuple):
     """The server and its workers as pure functions."""
 
-    init: Callable[[jax.Array], ServerState]
+    init: Callable[[jax.Array], ModelState]
     """seed -> state."""
-    event: Callable[[ServerState], tuple[ServerState, Info]]
+    event: Callable[[ModelState], tuple[ModelState, Info]]
     """state -> (state, info): the arrival of one push, or behind a barrier of all.
 
     The info has leaves [], but `lags` and whether pushes were `applied` as [1], or [W]."""
-    first_worker: Callable[[ServerState], AgentState]
+    first_worker: Callable[[ModelState], AgentState]
     """state -> worker number 0."""
 
 
@@ -91,7 +91,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
     local, barrier = config.replay == "local", config.mode == "barrier"
     in_lanes = barrier and local
 
-    def init(seed: jax.Array) -> ServerState:
+    def init(seed: jax.Array) -> ModelState:
         state = server.init(seed)
 
         def start(number: jax.Array) -> AgentState:
@@ -112,7 +112,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
             workers = workers.replace(replay=replay)
         plans = stream_key(seed, PLANS)
         nothing = jnp.zeros(num_workers, jnp.int32)
-        return ServerState(
+        return ModelState(
             server=state,
             workers=workers,
             pulled=nothing,
@@ -137,7 +137,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
         rest = jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, w, 0), *pairs)
         return rest.replace(replay=put_ring(workers.replay, w, one.replay) if local else one.replay)
 
-    def arrival(state: ServerState) -> tuple[ServerState, Info]:
+    def arrival(state: ModelState) -> tuple[ModelState, Info]:
         w = jnp.argmin(jnp.where(state.waiting, jnp.inf, state.remaining))
         one, push, info = worker.work(take(state.workers, w))
         lag = state.server.updates.count - state.pulled[w]
@@ -162,7 +162,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
         )
         return state, info | {"lags": lag[None], "applied": applied[None], "duration": duration}
 
-    def all_at_once(state: ServerState) -> tuple[ServerState, Info]:
+    def all_at_once(state: ModelState) -> tuple[ModelState, Info]:
         if in_lanes:
             axes = lane_axes(state.workers)
             workers, stacked, infos = jax.vmap(worker.work, in_axes=(axes,), out_axes=(axes, 0, 0))(state.workers)
@@ -187,7 +187,7 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
         together = reduce_info(infos) | {"lags": lags, "applied": jnp.ones(num_workers, bool)}
         return state, together | {"duration": jnp.max(service_times(state.plans, pushes - 1))}
 
-    def first_worker(state: ServerState) -> AgentState:
+    def first_worker(state: ModelState) -> AgentState:
         return lane(state.workers, 0) if in_lanes else take(state.workers, jnp.int32(0))
 
     return Model(init, all_at_once if barrier else arrival, first_worker)
@@ -215,7 +215,7 @@ def make_parameter_server(
       pushes_per_chunk: pushes of all workers in one call of the driver's `step`; behind a barrier a multiple of W.
 
     Returns:
-      The driver; its state is a ServerState with leaves [D, L, ...].
+      The driver; its state is a ModelState with leaves [D, L, ...].
 
     Raises:
       InputError: where repetitions do not divide over the devices.
@@ -227,7 +227,7 @@ def make_parameter_server(
     model = make_model(worker, server, config)
     num_events = pushes_per_chunk // num_workers if config.mode == "barrier" else pushes_per_chunk
 
-    def chunk(state: ServerState) -> tuple[ServerState, Info]:
+    def chunk(state: ModelState) -> tuple[ModelState, Info]:
         before = state.server.updates.count
         state, infos = jax.lax.scan(lambda state, _: model.event(state), state, length=num_events)
         lags, applied, durations = (infos.pop(name) for name in ("lags", "applied", "duration"))
@@ -245,13 +245,13 @@ def make_parameter_server(
     starts = over(lambda seeds: jax.lax.map(model.init, seeds), devices=devices)
     chunks = over(lambda states: jax.lax.map(chunk, states), devices=devices, donate=True)
 
-    def init() -> ServerState:
+    def init() -> ModelState:
         return starts(place(to_devices(np.array(seeds, np.uint32), num_devices), devices))
 
     frames = config.local_steps * agent_config.frames_per_step * pushes_per_chunk
     warm_up = num_workers * agent_config.warm_up_frames
 
-    def step(state: ServerState) -> tuple[ServerState, Info]:
+    def step(state: ModelState) -> tuple[ModelState, Info]:
         state, info = chunks(state)
         return state, from_devices(info) | {"frames": np.full(len(seeds), frames)}
 
@@ -260,7 +260,7 @@ def make_parameter_server(
         step=step,
         params=lambda state: from_devices(state.server.params),
         check=lambda state: None,
-        complaint=lambda info: not_finite(info, seeds),
+        problem=lambda info: not_finite(info, seeds),
         unit="frames",
         initial=warm_up,
         per_step=frames,

@@ -11,14 +11,13 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dqn_jax.actor import make_actor
-from dqn_jax.agent import AgentState, every_step, reduce_info
+from dqn_jax.agent import AgentState, every_step, reduce_info, reduce_infos
 from dqn_jax.build import build
 from dqn_jax.distributed.acting import Moment, make_acting
 from dqn_jax.distributed.config import ServerExperiment
-from dqn_jax.distributed.engines.post import Job, Order
+from dqn_jax.distributed.engines.tasks import Job, Task
 from dqn_jax.distributed.roles import Worker, make_worker
 from dqn_jax.envs import Environment
 from dqn_jax.networks import Network
@@ -32,12 +31,12 @@ def make_job(config: ServerExperiment) -> Job:
     begin, work = _in_a_program(config, worker) if env.start is None else _on_the_host(config, env, network, worker)
     pull = jax.jit(worker.pull)
 
-    def carry_out(state: _AtWork, order: Order) -> tuple[_AtWork, Tree, Info]:
-        if order.params is not None:
-            state = state._replace(agent=pull(state.agent, order.params))
+    def run(state: _AtWork, task: Task) -> tuple[_AtWork, Tree, Info]:
+        if task.params is not None:
+            state = state._replace(agent=pull(state.agent, task.params))
         return work(state)
 
-    return Job(begin, carry_out)
+    return Job(begin, run)
 
 
 class _AtWork(NamedTuple):
@@ -48,8 +47,8 @@ class _AtWork(NamedTuple):
     """Of `acting.Acting`; nothing where the agent acts for itself."""
 
 
-_Halves: TypeAlias = tuple[Callable[[Order], _AtWork], Callable[[_AtWork], tuple[_AtWork, Tree, Info]]]
-"""How a worker begins a new life, and its agent steps between two pushes."""
+_Halves: TypeAlias = tuple[Callable[[Task], _AtWork], Callable[[_AtWork], tuple[_AtWork, Tree, Info]]]
+"""How a worker starts, and its agent steps between two pushes."""
 
 
 def _in_a_program(config: ServerExperiment, worker: Worker) -> _Halves:
@@ -57,8 +56,8 @@ def _in_a_program(config: ServerExperiment, worker: Worker) -> _Halves:
     init = jax.jit(lambda number, frames, copy: worker.init(config.seed, number, copy, frames=frames))
     steps = jax.jit(worker.work)
 
-    def begin(order: Order) -> _AtWork:
-        return _AtWork(init(jnp.int32(order.stream), jnp.int32(order.frames), order.params), ())
+    def begin(task: Task) -> _AtWork:
+        return _AtWork(init(jnp.int32(task.stream), jnp.int32(task.frames), task.params), ())
 
     def work(state: _AtWork) -> tuple[_AtWork, Tree, Info]:
         agent, push, info = steps(state.agent)
@@ -78,8 +77,8 @@ def _on_the_host(config: ServerExperiment, env: Environment, network: Network, w
         agent, push, info = worker.learn(worker.store(agent, moments.transitions, moments.valid))
         return agent, push, every_step(reduce_info(moments.info) | info)
 
-    def begin(order: Order) -> _AtWork:
-        agent = fresh(jnp.int32(order.stream), jnp.int32(order.frames), order.params)
+    def begin(task: Task) -> _AtWork:
+        agent = fresh(jnp.int32(task.stream), jnp.int32(task.frames), task.params)
         # What has left the agent is where environments are.
         agent, state = agent.replace(actor=()), acting.begin(agent.actor)
         state, moments = acting.play(state, agent.learner.params, config.agent.warm_up_acts)
@@ -94,6 +93,6 @@ def _on_the_host(config: ServerExperiment, env: Environment, network: Network, w
             pushes.append(push)
             infos.append(jax.device_get(info))
         push = jax.tree.map(lambda *parts: sum(parts), *pushes)
-        return _AtWork(agent, actor), push, reduce_info({name: np.stack([info[name] for info in infos]) for name in infos[0]})
+        return _AtWork(agent, actor), push, reduce_infos(infos)
 
     return begin, work

@@ -189,8 +189,8 @@ def make_federated(
         everywhere = jax.tree.map(lambda x: np.broadcast_to(x[:, None], (*shape, *x.shape[1:])), server)
         return {"personal": parts.sharing.merged(clients, everywhere)} | asked
 
-    def complaint(info: Info) -> str | None:
-        return _complaint(info, np.asarray(seeds), config.weighting, parts.aggregator.leaves_out_non_finite)
+    def problem(info: Info) -> str | None:
+        return _problem(info, np.asarray(seeds), config.weighting, parts.aggregator.leaves_out_non_finite)
 
     def check(state: FederatedState) -> None:
         if not seeds_over_devices:
@@ -202,7 +202,7 @@ def make_federated(
         step=step,
         params=params,
         check=check,
-        complaint=complaint,
+        problem=problem,
         unit="rounds",
         initial=0,
         per_step=rounds_per_step,
@@ -232,7 +232,7 @@ def _per_seed(sums: dict[str, np.ndarray], rounds: int, bytes_down: int, bytes_u
     }
 
 
-def _complaint(info: Info, seeds: np.ndarray, weighting: str, tolerant: bool) -> str | None:
+def _problem(info: Info, seeds: np.ndarray, weighting: str, tolerant: bool) -> str | None:
     """What is wrong with a chunk: clients that an intolerant aggregator let through, the server's parameters, or weights."""
     remedy = "lower agent.learning_rate or set agent.max_grad_norm"
     bad = ~info["finite"]

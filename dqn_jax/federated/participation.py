@@ -73,7 +73,7 @@ def make_participation(config: FederatedConfig) -> Participation:
         choose_key, time_key, *keys = jax.random.split(key, 4)
         chosen = choose(choose_key)
         if most < clients:
-            # Only a Poisson draw can be larger than planned for; the surplus goes home.
+            # Only a Poisson draw can be larger than planned for: clients beyond that are left out.
             chosen &= jnp.cumsum(chosen) <= most
         delivers, steps = _failures(config, keys, chosen)
         times = SERVICE_TIMES[config.service_time](time_key, (clients,))

@@ -120,21 +120,21 @@ def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     Raises:
       InputError: if there are checkpoints and all are damaged, or one is of another number of processes.
     """
-    complaints: list[str] = []
+    problems: list[str] = []
     names = peers.gather([path.name for path in _numbered(directory)], "checkpoints")[0]
     for name in reversed(names):
-        found, complaint = None, None
+        found, problem = None, None
         try:
             found = read(directory / name)
         except DamagedCheckpoint as damage:
-            complaint = str(damage)
-        damaged = [words for words in peers.gather(complaint, "checkpoints") if words is not None]
+            problem = str(damage)
+        damaged = [words for words in peers.gather(problem, "checkpoints") if words is not None]
         if not damaged:
-            return found, complaints
-        complaints.append(damaged[0])
-    if complaints:
-        raise InputError(f"no checkpoint in {directory} can be used: {'; '.join(complaints)}")
-    return None, complaints
+            return found, problems
+        problems.append(damaged[0])
+    if problems:
+        raise InputError(f"no checkpoint in {directory} can be used: {'; '.join(problems)}")
+    return None, problems
 
 
 def read(path: Path) -> Checkpoint:

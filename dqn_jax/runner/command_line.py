@@ -52,15 +52,15 @@ def exit_code_of(main: Callable[[], None]) -> int:
     try:
         main()
     except InputError as error:
-        return _complain(error, 2)
+        return _explain(error, 2)
     except Stopped as stop:
-        return _complain(stop, stop.exit_code)
+        return _explain(stop, stop.exit_code)
     except TrainingError as error:
-        return _complain(error, 1)
+        return _explain(error, 1)
     return 0
 
 
-def _complain(error: Exception, code: int) -> int:
+def _explain(error: Exception, code: int) -> int:
     if _DEBUG in sys.argv:
         traceback.print_exception(error)
     print(error, file=sys.stderr)

@@ -24,7 +24,7 @@ _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Statuses of processes that were asked to stop, saved, and said so."""
 
 
-class Job:
+class Processes:
     """The processes of one job on this machine."""
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class Job:
                 first_bad = code if code > 0 else 128 - code
                 end_rest.start()
                 if first_bad not in _STOPPED:
-                    print(_obituary(process, code), file=sys.stderr, flush=True)
+                    print(_how_it_ended(process, code), file=sys.stderr, flush=True)
         end_rest.cancel()
         return first_bad
 
 
-def _obituary(process: int, code: int) -> str:
+def _how_it_ended(process: int, code: int) -> str:
     if code == 2:
         return f"process {process} could not start (status 2): the others are ended"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
@@ -82,11 +82,11 @@ def main() -> None:
     given = parser.parse_args()
     require(given.num_processes > 0, f"num_processes is {given.num_processes}: give a whole number from 1")
     require(bool(given.command), "no script is given: name one, and its flags, after --num-processes")
-    job = Job()
+    processes = Processes()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, job.pass_on)
-    job.start(given.num_processes, given.command)
-    status = job.wait()
+        signal.signal(signum, processes.pass_on)
+    processes.start(given.num_processes, given.command)
+    status = processes.wait()
     if status:
         sys.exit(status)
 

@@ -63,8 +63,8 @@ def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> Record:
     Raises:
       InputError: for a run directory or checkpoint that cannot be used; nothing on disk has changed then.
       Stopped: after SIGINT or SIGTERM, once the state is saved.
-      TrainingError: naming the learners, if the driver complains of a chunk, as of parameters that are not finite (that state
-        is never saved), or if its own check of its state fails.
+      TrainingError: naming the learners, if the driver reports a problem, as parameters that are not finite (that state is
+        never saved), or if its own check of its state fails.
     """
     try:
         with peers.together():
@@ -84,7 +84,7 @@ class _Run:
         self.checkpoints = self.run_dir / CHECKPOINTS
         self.seeds = np.array(config.seeds)
         self.evaluator = evaluator
-        self.complaints: list[str] = []
+        self.problems: list[str] = []
         self.records = open_records(self.run_dir, config.resume)
         self.found = self._find_checkpoint() if config.resume else None
         self.last_saved = self.found.path if self.found else None
@@ -99,7 +99,7 @@ class _Run:
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from. Refuses before anything on disk is changed."""
-        found, self.complaints = checkpoint.newest_valid(self.checkpoints)
+        found, self.problems = checkpoint.newest_valid(self.checkpoints)
         if found is not None:
             checkpoint.check_same_config(found.config, self.config_dict)
         elif (written := self.records.read_config()) is not None:
@@ -121,7 +121,7 @@ class _Run:
                         line |= self._evaluation(state)
                     self.records.append_metrics(line)
                     display.update(line)
-                    self._refuse(self.driver.complaint(info))
+                    self._refuse(self.driver.problem(info))
                     finished = self.progress.done >= self.config.budget
                     if finished or _crossed(runner.checkpoint_every, before, self.progress.done):
                         self._save(state)
@@ -139,8 +139,8 @@ class _Run:
         return state
 
     def _greet(self, display: Display) -> None:
-        for complaint in self.complaints:
-            display.say(f"warning: {complaint}; using the one before")
+        for problem in self.problems:
+            display.say(f"warning: {problem}; using the one before")
         if self.found is not None:
             display.say(f"resuming {self.run_dir} at {self._position()}")
         display.say(f"{self.config.num_seeds} seed(s) on {', '.join(self.driver.devices)}")
@@ -228,11 +228,11 @@ class _Run:
             ]
         )
 
-    def _refuse(self, complaint: str | None) -> None:
-        if complaint is None:
+    def _refuse(self, problem: str | None) -> None:
+        if problem is None:
             return
         kept = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint had been saved yet"
-        raise TrainingError(f"after {self._position()}, {complaint}; {kept}")
+        raise TrainingError(f"after {self._position()}, {problem}; {kept}")
 
     def _save(self, state: Any) -> Path:
         peers.agreed(lambda: self.driver.check(state), "check before a checkpoint")

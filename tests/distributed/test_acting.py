@@ -20,7 +20,7 @@ from dqn_jax.distributed import workers
 from dqn_jax.distributed.actors import Policy, make_job
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
 from dqn_jax.distributed.engines import on_ray
-from dqn_jax.distributed.engines.post import Order
+from dqn_jax.distributed.engines.tasks import Task
 from dqn_jax.distributed.roles import Copy
 from dqn_jax.envs import from_functions, make_env, seeds_of
 from dqn_jax.envs.gymnasium_envs import final_observations
@@ -48,15 +48,15 @@ def host_seeds(seed, numbers):
     return seeds_of(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(actor_key, jnp.array(numbers)))
 
 
-def order(stream):
-    return Order(stream, 0, 0, Policy(NETWORK.init(jax.random.key(0)), loss_hyperparams={}))
+def task(stream):
+    return Task(stream, 0, 0, Policy(NETWORK.init(jax.random.key(0)), loss_hyperparams={}))
 
 
 @pytest.fixture(scope="module")
 def block():
     """Eighty acts of the second actor, whose environments are numbers 2 and 3."""
     job = make_job(CONFIG)
-    _, block, info = job.work(job.begin(order(1)), order(1))
+    _, block, info = job.work(job.begin(task(1)), task(1))
     assert info["epsilon"] == 1.0
     return block.transitions, info
 
@@ -143,7 +143,7 @@ def test_an_actor_of_the_host_is_that_of_a_program(both):
     def blocks(name):
         config = dataclasses.replace(CONFIG, env=name, max_episode_steps=None, network=NetworkConfig(hidden_sizes=(8,)))
         job = make_job(config)
-        first = Order(3, 100, 7, Policy(WALK_PARAMS, loss_hyperparams={}))
+        first = Task(3, 100, 7, Policy(WALK_PARAMS, loss_hyperparams={}))
         state, *begun = job.work(job.begin(first), first)
         return begun, job.work(state, first._replace(params=None))[1:]
 
@@ -176,7 +176,7 @@ def test_a_worker_of_the_host_is_that_of_a_program(both, server, agent):
             server=server,
         )
         job = workers.make_job(config)
-        first = Order(stream, 0, 0, Copy(WALK_PARAMS, WALK_PARAMS, loss_hyperparams={}))
+        first = Task(stream, 0, 0, Copy(WALK_PARAMS, WALK_PARAMS, loss_hyperparams={}))
         state, push, info = job.work(job.begin(first), first)
         again = job.work(state, first._replace(params=None))
         new = Copy(jax.tree.map(lambda x: 2 * x, WALK_PARAMS), WALK_PARAMS, loss_hyperparams={})
@@ -259,10 +259,10 @@ try:
 except InputError as error:
     assert "not installed" in str(error)
 from dqn_jax.distributed import engines
-from dqn_jax.distributed.engines.post import Job, Order
+from dqn_jax.distributed.engines.tasks import Job, Task
 for backend in ("in-process", "threads"):
-    engine = engines.start(backend, lambda: Job(lambda order: 0, lambda state, order: (state, backend, {})), 1)
-    engine.send(0, Order(0, 0, 0, 0))
+    engine = engines.start(backend, lambda: Job(lambda task: 0, lambda state, task: (state, backend, {})), 1)
+    engine.send(0, Task(0, 0, 0, 0))
     print(engine.receive(60.0).payload)
     engine.close()
 """

@@ -18,7 +18,7 @@ from dqn_jax.distributed import actor_learner, engines
 from dqn_jax.distributed.actor_learner import from_config
 from dqn_jax.distributed.actors import Block, Policy, actor_hyperparams, epsilon_ladder, make_job, side_by_side
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig
-from dqn_jax.distributed.engines.post import Order
+from dqn_jax.distributed.engines.tasks import Task
 from dqn_jax.distributed.roles import make_server, make_worker
 from dqn_jax.learner import make_learner
 from dqn_jax.losses import LossOutput
@@ -56,15 +56,15 @@ def job_of(config):
 
 
 def start(config):
-    """(driver, orders as they are sent)."""
+    """(driver, tasks as they are sent)."""
     engine = engines.start("in-process", lambda: job_of(config_of_job(config)), config.actors.num_actors)
-    orders = []
+    tasks = []
 
-    def send(worker, order):
-        orders.append((worker, order))
-        engine.send(worker, order)
+    def send(worker, task):
+        tasks.append((worker, task))
+        engine.send(worker, task)
 
-    return from_config(config, engine._replace(send=send))[0], orders
+    return from_config(config, engine._replace(send=send))[0], tasks
 
 
 def config_of_job(config):
@@ -75,10 +75,10 @@ def config_of_job(config):
 
 @functools.cache
 def run_of(**actors):
-    """(state, info, orders) after one chunk of nine blocks."""
-    driver, orders = start(changed(actors=actors))
+    """(state, info, tasks) after one chunk of nine blocks."""
+    driver, tasks = start(changed(actors=actors))
     state, info = driver.step(driver.init())
-    return state, info, orders
+    return state, info, tasks
 
 
 def number(info, name):
@@ -86,9 +86,9 @@ def number(info, name):
     return value
 
 
-def order(stream=0, frames=0, params=None, version=0):
+def task(stream=0, frames=0, params=None, version=0):
     params = NETWORK.init(jax.random.key(0)) if params is None else params
-    return Order(stream, frames, version, Policy(params, loss_hyperparams={}))
+    return Task(stream, frames, version, Policy(params, loss_hyperparams={}))
 
 
 def test_the_ladder_is_that_of_the_paper():
@@ -103,8 +103,8 @@ def test_each_actor_has_its_rung_whatever_its_age():
         numbers = actor_hyperparams(CONFIG, actor, frames=12)
         epsilon = [0.4, 0.00065536][actor]
         np.testing.assert_allclose([numbers.epsilon_start, numbers.epsilon_end], [epsilon, epsilon], rtol=1e-6)
-        # The third life of the actor.
-        (state, _) = job_of(CONFIG).begin(order(stream=actor + 4))
+        # The actor's third start.
+        (state, _) = job_of(CONFIG).begin(task(stream=actor + 4))
         np.testing.assert_allclose(state.hyperparams.epsilon_start, epsilon, rtol=1e-6)
 
 
@@ -123,7 +123,7 @@ def test_without_exploration_actors_are_greedy(exploration, greedy):
     """Of a rule that is epsilon-greedy with epsilon 1; a network that has noise explores by itself."""
     config = changed(agent={"epsilon_end": 1.0}, actors={"exploration": exploration})
     job = job_of(config)
-    sent = order()
+    sent = task()
     _, block, info = job.work(job.begin(sent), sent)
     obs = np.asarray(block.transitions.s_tm1).reshape(-1, 4)
     best = np.argmax(jax.vmap(lambda obs: NETWORK.apply(sent.params.params, obs, None).q_values)(obs), axis=1)
@@ -135,7 +135,7 @@ def test_the_ladder_composes_with_any_rule():
     """Greedy where it does not act at random: with epsilon 0.4 about a fifth of 320 actions of two are not the best."""
     config = changed(agent={"exploration": "greedy", "replay_capacity": 64 * 64}, actors={"acts_per_block": 160})
     job = job_of(config)
-    sent = order()
+    sent = task()
     _, block, info = job.work(job.begin(sent), sent)
     obs = np.asarray(block.transitions.s_tm1).reshape(-1, 4)
     best = np.argmax(jax.vmap(lambda obs: NETWORK.apply(sent.params.params, obs, None).q_values)(obs), axis=1)
@@ -163,7 +163,7 @@ def test_whoever_learns_prepares_the_memory_once(monkeypatch):
     """A learner before the updates of a block, a worker before its gradient; storing alone prepares nothing."""
     calls = counting(monkeypatch)
     side = actor_learner.make_learner_side(CONFIG, ENV, NETWORK, jax.local_devices()[:1])
-    sent = order()
+    sent = task()
     _, block, _ = job_of(CONFIG).work(job_of(CONFIG).begin(sent), sent)
     both = side_by_side([block, block])
     side.absorb(side.init(), both, False)
@@ -213,13 +213,13 @@ def test_late_blocks_are_dropped_and_counted():
 @pytest.mark.parametrize(("period", "expected"), [(1, 2), (3, 4), (4, 4)])
 def test_versions_are_published_every_so_many_updates(period, expected):
     """A block is two updates, so a period of 3 ends with the second block."""
-    _, _, orders = run_of(publish_period=period)
-    versions = [order.version for _, order in orders]
+    _, _, tasks = run_of(publish_period=period)
+    versions = [task.version for _, task in tasks]
     # The last block's version goes out with the next chunk.
     assert sorted(set(versions)) == list(range(0, 17, expected))
     for worker in range(2):
         before = -1
-        for version, params in [(order.version, order.params) for who, order in orders if who == worker]:
+        for version, params in [(task.version, task.params) for who, task in tasks if who == worker]:
             # Parameters travel once.
             assert (params is None) == (version == before)
             before = version
@@ -232,7 +232,7 @@ def test_first_priorities_are_the_actors_errors():
     config = changed(agent=PRIORITISED)
     params = NETWORK.init(jax.random.key(7))
     job = job_of(config)
-    _, block, _ = job.work(job.begin(order(params=params)), order(params=params))
+    _, block, _ = job.work(job.begin(task(params=params)), task(params=params))
     assert block.priorities.shape == (4, 2)
     flat = jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), block.transitions)
     q_tm1, q_t = (
@@ -248,14 +248,14 @@ def test_first_priorities_are_the_actors_errors():
 
 
 def test_first_priorities_are_of_the_newest_parameters():
-    """Those that the actor was sent with this order, and acted with."""
+    """Those that the actor was sent with this task, and acted with."""
     job = job_of(changed(agent=PRIORITISED))
     old, new = (NETWORK.init(jax.random.key(seed)) for seed in (7, 8))
-    _, block, _ = job.work(job.begin(order(params=old)), order(params=new))
-    by_new = job.work(job.begin(order(params=new)), order(params=new))[1]
+    _, block, _ = job.work(job.begin(task(params=old)), task(params=new))
+    by_new = job.work(job.begin(task(params=new)), task(params=new))[1]
     np.testing.assert_array_equal(block.priorities, by_new.priorities)
     np.testing.assert_array_equal(block.transitions.a_tm1, by_new.transitions.a_tm1)
-    by_old = job.work(job.begin(order(params=old)), order(params=old))[1]
+    by_old = job.work(job.begin(task(params=old)), task(params=old))[1]
     assert np.abs(by_old.priorities[0] - by_new.priorities[0]).max() > 0.01
 
 
@@ -277,7 +277,7 @@ def test_first_priorities_are_of_the_numbers_that_were_sent(monkeypatch):
     params = NETWORK.init(jax.random.key(0))
     found = []
     for version in range(2):
-        sent = Order(0, 0, version, Policy(params, {"scale": jnp.float32(5)}))
+        sent = Task(0, 0, version, Policy(params, {"scale": jnp.float32(5)}))
         _, block, _ = job.work(job.begin(sent), sent)
         found += np.unique(block.priorities).tolist()
     # One of each version: a network with noise must not see the same for ever.
@@ -301,9 +301,9 @@ def test_n_steps_reach_across_blocks():
     """Three blocks of four acts hold what the plain actor sees in twelve."""
     params = NETWORK.init(jax.random.key(7))
     job = job_of(CONFIG)
-    state, blocks = job.begin(order(stream=1, params=params)), []
+    state, blocks = job.begin(task(stream=1, params=params)), []
     for _ in range(3):
-        state, block, _ = job.work(state, order(stream=1, params=params))
+        state, block, _ = job.work(state, task(stream=1, params=params))
         blocks.append(jax.device_get(block))
     actor = make_actor(ENV, NETWORK, CONFIG.agent, num_shards=2)
     _, key, _ = keys_of(stream_key(SEED))
@@ -327,15 +327,15 @@ def test_n_steps_reach_across_blocks():
 def test_a_new_life_draws_what_no_other_has_drawn():
     job = job_of(CONFIG)
 
-    def life(stream):
-        _, block, _ = job.work(job.begin(order(stream)), order(stream))
+    def block_of(stream):
+        _, block, _ = job.work(job.begin(task(stream)), task(stream))
         return np.asarray(block.transitions.s_tm1)
 
     # The first actor, the second, and the first one's second life.
-    lives = [life(stream) for stream in range(3)]
-    envs = [lives[stream][:, env] for stream in range(3) for env in range(2)]
+    starts = [block_of(stream) for stream in range(3)]
+    envs = [starts[stream][:, env] for stream in range(3) for env in range(2)]
     assert all(not np.array_equal(one, other) for n, one in enumerate(envs) for other in envs[:n])
-    np.testing.assert_array_equal(life(1), lives[1])
+    np.testing.assert_array_equal(block_of(1), starts[1])
 
 
 def test_blocks_of_actors_are_side_by_side():
@@ -357,12 +357,12 @@ def test_a_restart_keeps_the_replay_and_begins_new_lives():
     state = jax.tree.map(jnp.copy, state)
     before = {name: value.copy() for name, value in arrays(state.agent.replay.storage).items()}
     added = int(state.agent.replay.added.count[0])
-    driver, orders = start(CONFIG)
+    driver, tasks = start(CONFIG)
     after, info = driver.step(state)
-    assert after.lives.tolist() == [2, 2]
-    assert {order.stream for _, order in orders} == {2, 3}
+    assert after.starts.tolist() == [2, 2]
+    assert {task.stream for _, task in tasks} == {2, 3}
     # Both have taken frames before, and work with the version that was saved.
-    assert [(order.frames, order.version) for _, order in orders[:2]] == [(frames, 18) for frames in state.frames.tolist()]
+    assert [(task.frames, task.version) for _, task in tasks[:2]] == [(frames, 18) for frames in state.frames.tolist()]
     # No warm-up again: nine blocks, less the two first moments of each actor.
     assert int(after.agent.replay.added.count[0]) == added + 9 * 8 - 2 * 2 * 2
     assert int(after.agent.learner.updates.count[0]) == 36

@@ -82,12 +82,12 @@ def test_params_are_in_the_order_of_the_seeds(seeds_over_devices):
         assert_close(jax.tree.map(lambda x, row=row: x[row], params), alone)
 
 
-def test_a_complaint_names_the_seeds_and_a_remedy():
+def test_a_problem_names_the_seeds_and_a_remedy():
     parallel = driver(seeds=(3, 7, 9))
     finite = {"finite": np.array([True, True, True])}
-    assert parallel.complaint(finite) is None
-    complaint = parallel.complaint({"finite": np.array([True, False, False])})
-    assert complaint.startswith("seed(s) [7, 9]: a loss or parameter is not finite: lower agent.learning_rate")
+    assert parallel.problem(finite) is None
+    problem = parallel.problem({"finite": np.array([True, False, False])})
+    assert problem.startswith("seed(s) [7, 9]: a loss or parameter is not finite: lower agent.learning_rate")
 
 
 def test_seeds_over_devices_does_not_average():

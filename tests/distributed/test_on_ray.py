@@ -24,7 +24,7 @@ from dqn_jax.config import InputError, NetworkConfig, RunnerConfig, TrainingErro
 from dqn_jax.distributed import actor_learner, actors, engines, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
 from dqn_jax.distributed.engines import on_ray
-from dqn_jax.distributed.engines.post import Job, Lost, Order
+from dqn_jax.distributed.engines.tasks import Job, Task, WorkerLost
 from dqn_jax.runner.loop import run
 
 pytestmark = pytest.mark.long
@@ -67,16 +67,16 @@ def noting(make_job, notes):
 
         job = make_job()
 
-        def begin(order):
-            (notes / f"{order.stream}.json").write_text(json.dumps([os.getpid(), dqn_jax.__file__, order.frames]))
-            return job.begin(order)
+        def begin(task):
+            (notes / f"{task.stream}.json").write_text(json.dumps([os.getpid(), dqn_jax.__file__, task.frames]))
+            return job.begin(task)
 
         return job._replace(begin=begin)
 
     return make_noting_job
 
 
-def lives(notes):
+def starts(notes):
     """{stream: (process, package, frames before)}."""
     return {int(file.stem): json.loads(file.read_text()) for file in notes.glob("*.json")}
 
@@ -86,7 +86,7 @@ def killing(driver, notes, before_chunk, seen):
 
     def step(state):
         if len(seen) == before_chunk:
-            os.kill(lives(notes)[0][0], signal.SIGKILL)
+            os.kill(starts(notes)[0][0], signal.SIGKILL)
         state, info = driver.step(state)
         seen.append((state, info))
         return state, info
@@ -113,7 +113,7 @@ def metrics(tmp_path):
 
 def check_lives(notes, size):
     """One worker began anew, with streams and in a process that nobody had had."""
-    seen = lives(notes)
+    seen = starts(notes)
     assert set(seen) == {*range(size), size}
     assert len({process for process, _, _ in seen.values()} - {os.getpid()}) == size + 1
     assert {package for _, package, _ in seen.values()} == {sys.modules["dqn_jax"].__file__}
@@ -141,12 +141,12 @@ def test_a_server_outlives_a_worker(address, tmp_path):
     assert len(lines) == 5
     # While both are at work, one push overtakes another: W - 1.
     assert 0.5 < lines[1]["lag"][0] < 1.5
-    assert [sum(line[name][0] for line in lines) for name in ("workers_lost", "reports_dropped", "dropped")] == [1, 0, 0]
+    assert [sum(line[name][0] for line in lines) for name in ("workers_lost", "results_dropped", "dropped")] == [1, 0, 0]
     # Nothing was applied twice or passed over.
     state = seen[-1][0]
     assert int(state.server.updates.count) == int(state.pushes.sum()) == summary["updates"] == 500
     assert abs(int(state.pushes[0]) - int(state.pushes[1])) <= 21
-    assert state.lives.tolist() == [2, 1]
+    assert state.starts.tolist() == [2, 1]
     # The replacement gathered experience too.
     assert summary["env_steps"] == 32 + 500 + 16
     check_lives(tmp_path, 2)
@@ -189,8 +189,8 @@ def test_actors_are_the_plain_agent_and_a_learner_outlives_one(address, tmp_path
     check_lives(tmp_path, 2)
 
 
-def order(stream=0):
-    return Order(stream, 0, 0, np.zeros(1))
+def task(stream=0):
+    return Task(stream, 0, 0, np.zeros(1))
 
 
 def test_losses_failures_and_patience(address):
@@ -198,31 +198,31 @@ def test_losses_failures_and_patience(address):
     ray = on_ray.connect(address, 1)
 
     def make_job():
-        def work(state, order):
-            if order.stream == 1:
+        def work(state, task):
+            if task.stream == 1:
                 os._exit(3)
-            if order.stream == 2:
+            if task.stream == 2:
                 raise ArithmeticError("the words of the job")
-            if order.stream == 3:
+            if task.stream == 3:
                 time.sleep(PATIENCE)
             return state, os.getpid(), {}
 
-        return Job(lambda order: None, work)
+        return Job(lambda task: None, work)
 
     engine = on_ray.start(make_job, 1, address)
-    engine.send(0, order(0))
+    engine.send(0, task(0))
     first = engine.receive(PATIENCE).payload
-    engine.send(0, order(1))
+    engine.send(0, task(1))
     lost = engine.receive(PATIENCE)
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, WorkerLost)
     assert (lost.worker, "\n" in lost.reason) == (0, False)
-    engine.send(0, order(2))
+    engine.send(0, task(2))
     with pytest.raises(TrainingError, match=r"^worker 0 failed with ArithmeticError\('the words of the job'\)$"):
         engine.receive(PATIENCE)
-    engine.send(0, order(4))
+    engine.send(0, task(4))
     second = engine.receive(PATIENCE).payload
     assert second != first
-    engine.send(0, order(3))
+    engine.send(0, task(3))
     with pytest.raises(TrainingError, match=r"^no worker has answered for 0\.1 seconds: "):
         engine.receive(0.1)
     engine.close()
@@ -236,7 +236,7 @@ def test_a_job_that_cannot_be_made_ends_the_run_with_its_words(address):
         raise InputError("env is 'nowhere': no such thing")
 
     engine = on_ray.start(make_job, 1, address)
-    engine.send(0, order())
+    engine.send(0, task())
     with pytest.raises(TrainingError, match=r"^worker 0 could not start: .*env is 'nowhere': no such thing$"):
         engine.receive(PATIENCE)
     engine.close()

@@ -575,9 +575,9 @@ def test_seeds_that_do_not_divide_are_refused():
         make_parameter_server(ENV, NETWORK, SMALL, ServerConfig(), **options)
 
 
-def test_a_complaint_names_the_seeds():
-    complaint = driver(1)[0].complaint({"finite": np.array([True, False])})
-    assert complaint.startswith("seed(s) [7]: a loss or parameter is not finite")
+def test_a_problem_names_the_seeds():
+    problem = driver(1)[0].problem({"finite": np.array([True, False])})
+    assert problem.startswith("seed(s) [7]: a loss or parameter is not finite")
 
 
 @pytest.mark.parametrize("mode", ["asynchronous", "barrier"])

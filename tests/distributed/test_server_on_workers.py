@@ -18,7 +18,7 @@ from laws.common import ENV, NETWORK, STEADY
 from dqn_jax.config import InputError, NetworkConfig, RunnerConfig
 from dqn_jax.distributed import engines, server_on_workers
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
-from dqn_jax.distributed.engines.post import Engine, Job, Lost, Report
+from dqn_jax.distributed.engines.tasks import Engine, Job, Result, WorkerLost
 from dqn_jax.distributed.roles import make_worker
 
 pytestmark = pytest.mark.long
@@ -47,28 +47,28 @@ class Played:
 
     def __init__(self, *turns):
         self.turns = deque(turns)
-        self.orders, self.counts, self.versions = [], {}, {}
+        self.tasks, self.counts, self.versions = [], {}, {}
         self.idle = set()
 
     def engine(self):
         return Engine(self.send, self.receive, lambda: None)
 
-    def send(self, worker, order):
-        self.orders.append((worker, order))
-        key = worker, order.stream
-        assert self.counts.setdefault(key, 0) > 0 or order.params is not None, "a new life needs parameters"
-        self.latest = {**getattr(self, "latest", {}), worker: order}
-        if order.params is not None:
-            self.versions[worker] = order.version
+    def send(self, worker, task):
+        self.tasks.append((worker, task))
+        key = worker, task.stream
+        assert self.counts.setdefault(key, 0) > 0 or task.params is not None, "a new life needs parameters"
+        self.latest = {**getattr(self, "latest", {}), worker: task}
+        if task.params is not None:
+            self.versions[worker] = task.version
 
     def receive(self, patience):
         worker, lost = self.turns.popleft()
-        order = self.latest.pop(worker)
+        task = self.latest.pop(worker)
         if lost:
-            return Lost(worker, "gone")
-        self.counts[worker, order.stream] += 1
+            return WorkerLost(worker, "gone")
+        self.counts[worker, task.stream] += 1
         grads = jax.tree.map(jnp.ones_like, PARAMS)
-        return Report(worker, order.stream, self.counts[worker, order.stream], self.versions[worker], grads, INFO)
+        return Result(worker, task.stream, self.counts[worker, task.stream], self.versions[worker], grads, INFO)
 
 
 def play(config, turns, state=None):
@@ -87,7 +87,7 @@ def test_lags_are_the_updates_that_overtook():
     assert (info["lag_max"], info["lag"]) == (3, pytest.approx(4 / 5))
     assert (info["updates"], info["frames"], info["dropped"]) == (5, 5, 0)
     assert state.pushes.tolist() == [4, 1]
-    assert [(worker, order.version) for worker, order in played.orders] == [
+    assert [(worker, task.version) for worker, task in played.tasks] == [
         (0, 0),
         (1, 0),
         (0, 1),
@@ -110,8 +110,8 @@ def test_late_pushes_are_refused_and_counted():
 
 def test_a_worker_pulls_every_so_many_pushes():
     _, info, played = play(config_of(6, pull_period=2), [1, 1, 2, 1, -1, 1, 1])
-    pulled = [order.params is not None for worker, order in played.orders if worker == 0]
-    # Its first order, after its second push, and the first of its new life.
+    pulled = [task.params is not None for worker, task in played.tasks if worker == 0]
+    # Its first task, after its second push, and the first of its new life.
     assert pulled == [True, False, True, False, True, True, False]
     assert info["workers_lost"] == 1
 
@@ -120,7 +120,7 @@ def test_a_lost_worker_gathers_experience_again():
     _, info, played = play(config_of(3), [1, -2, 1, 2])
     assert (info["workers_lost"], info["updates"]) == (1, 3)
     assert info["frames"] == 3 + 16
-    new, again = [order for _, order in played.orders if order.stream == 3]
+    new, again = [task for _, task in played.tasks if task.stream == 3]
     assert (new.version, new.params is None, again.version) == (1, False, 3)
     # Its push is late by what came after it began anew.
     assert info["lag_max"] == 1
@@ -132,7 +132,7 @@ def test_a_push_has_the_frames_of_all_its_steps():
     config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, acts_per_step=2))
     config = dataclasses.replace(config, runner=RunnerConfig(log_every=4 * 6))
     state, info, played = play(config, [1, 1, -1, 1, 2])
-    assert [order.frames for worker, order in played.orders if worker == 0] == [0, 0, 0, 12, 12]
+    assert [task.frames for worker, task in played.tasks if worker == 0] == [0, 0, 0, 12, 12]
     assert state.frames.tolist() == [18, 6]
     assert info["frames"] == 4 * 6 + config.agent.warm_up_frames
 
@@ -140,13 +140,13 @@ def test_a_push_has_the_frames_of_all_its_steps():
 def test_nobody_runs_ahead_of_the_bound():
     """After each loss and each push, those wait who are two pushes ahead of the slowest."""
     _, _, played = play(config_of(4, mode="bounded", staleness_bound=1), [1, 1, -2, 2, 1])
-    assert [worker for worker, _ in played.orders] == [0, 1, 0, 1, 0, 1]
+    assert [worker for worker, _ in played.tasks] == [0, 1, 0, 1, 0, 1]
 
 
 def test_behind_a_barrier_pushes_are_averaged_in_the_workers_order():
     _, info, played = play(config_of(4, mode="barrier"), [2, 1, 1, -2, 2])
     assert (info["updates"], info["lag_max"]) == (2, 0)
-    assert [(worker, order.version) for worker, order in played.orders] == [
+    assert [(worker, task.version) for worker, task in played.tasks] == [
         (0, 0),
         (1, 0),
         (0, 1),
@@ -163,9 +163,9 @@ def test_a_restart_counts_on_and_lets_only_those_begin_who_may():
     state = state.replace(pushes=jnp.array([3, 1]))
     after, info, played = play(config, [2, 2, 1], state)
     # Worker 1 had been two ahead: it waits for worker 2's push, and begins with a pull.
-    assert [(worker, order.stream) for worker, order in played.orders] == [(1, 3), (0, 2), (1, 3), (1, 3), (0, 2)]
-    assert (after.lives.tolist(), after.pushes.tolist()) == ([2, 2], [4, 3])
-    assert [order.frames for _, order in played.orders] == [1, 2, 1, 1, 2]
+    assert [(worker, task.stream) for worker, task in played.tasks] == [(1, 3), (0, 2), (1, 3), (1, 3), (0, 2)]
+    assert (after.starts.tolist(), after.pushes.tolist()) == ([2, 2], [4, 3])
+    assert [task.frames for _, task in played.tasks] == [1, 2, 1, 1, 2]
     # Both gather experience again.
     assert info["frames"] == 3 + 2 * 16
     assert int(after.server.updates.count) == 6
@@ -173,19 +173,19 @@ def test_a_restart_counts_on_and_lets_only_those_begin_who_may():
 
 def test_states_do_not_change_when_training_goes_on():
     config = config_of(2)
-    engine = engines.start("in-process", lambda: Job(lambda order: 0, lambda state, order: (0, PARAMS, INFO)), 2)
+    engine = engines.start("in-process", lambda: Job(lambda task: 0, lambda state, task: (0, PARAMS, INFO)), 2)
     driver, _ = server_on_workers.from_config(config, engine)
     state, _ = driver.step(driver.init())
     # Where jax need not copy an array of the host, it does not: where it is aligned.
-    crew = driver.step.__self__.crew
+    pool = driver.step.__self__.pool
     room = np.zeros(64, np.int32)
     first = -room.ctypes.data % 64 // 4
-    crew.frames = room[first : first + 2]
-    crew.frames[:] = state.frames
+    pool.frames = room[first : first + 2]
+    pool.frames[:] = state.frames
     state, _ = driver.step(state)
-    before = [np.array(x) for x in (state.lives, state.frames, state.pushes)]
+    before = [np.array(x) for x in (state.starts, state.frames, state.pushes)]
     driver.step(state)
-    np.testing.assert_array_equal(before, [np.asarray(x) for x in (state.lives, state.frames, state.pushes)])
+    np.testing.assert_array_equal(before, [np.asarray(x) for x in (state.starts, state.frames, state.pushes)])
     assert before[1].tolist() == [2, 2]
 
 
@@ -193,7 +193,7 @@ def test_epsilon_goes_on_in_a_new_life():
     agent = dataclasses.replace(STEADY, num_envs=1, batch_size=8, learning_starts=16, n_step=1, epsilon_end=0.0)
     worker = make_worker(ENV, NETWORK, dataclasses.replace(agent, epsilon_decay_frames=100), ServerConfig())
     job = jax.jit(lambda frames: worker.work(worker.init(0, 4, NETWORK_COPY, frames=frames))[2]["epsilon"])
-    # 16 frames of warm-up and 40 of earlier lives, of 100.
+    # 16 frames of warm-up and 40 of earlier starts, of 100.
     np.testing.assert_allclose([job(0), job(40)], [0.84, 0.44], rtol=1e-6)
 
 

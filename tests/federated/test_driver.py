@@ -111,7 +111,7 @@ def test_rounds_are_traced_and_compiled_once(four_rounds):
     assert (steps < 2 * participants).any()
 
 
-def test_a_round_without_weight_is_a_complaint(four_rounds):
+def test_a_round_without_weight_is_a_problem(four_rounds):
     """Participants of whom none finished an episode weigh nothing; a round in which there are none is no error."""
     federated, params, infos, _, _ = four_rounds
     for info in infos:
@@ -123,7 +123,7 @@ def test_a_round_without_weight_is_a_complaint(four_rounds):
             f"seed(s) {seeds}: the weights of a round's participants sum to zero under federated.weighting 'episodes': raise "
             "federated.local_steps, or weigh by 'uniform'"
         )
-        assert federated.complaint(info) == (expected if weightless.any() else None)
+        assert federated.problem(info) == (expected if weightless.any() else None)
         # Of nobody there is no mean.
         np.testing.assert_array_equal(np.isnan(info["loss"]), ~weightless)
     assert {bool(value) for info in infos for value in info["weightless"]} == {True, False}
@@ -193,25 +193,25 @@ def infos(**changes):
     return quiet | changes
 
 
-def test_complaints_name_seeds_clients_and_remedies():
+def test_problems_name_seeds_clients_and_remedies():
     config = config_of(num_clients=3)
     tolerant = driver(config)
     by_function = dataclasses.replace(config, aggregator="dqn_jax.federated.aggregation:mean_of")
     strict = driver(by_function)
-    assert tolerant.complaint(infos()) is None
+    assert tolerant.problem(infos()) is None
     broken = np.array([[False, False, False], [True, False, True]])
     # A mean leaves clients out that are not finite: then nothing is wrong.
-    assert tolerant.complaint(infos(broken=broken)) is None
-    message = strict.complaint(infos(broken=broken, finite=np.array([True, False])))
+    assert tolerant.problem(infos(broken=broken)) is None
+    message = strict.problem(infos(broken=broken, finite=np.array([True, False])))
     assert message == (
         "client(s) [0, 2] of seed 4: an update is not finite, and this aggregator does not leave it out: lower "
         "agent.learning_rate or set agent.max_grad_norm"
     )
-    everywhere = strict.complaint(infos(broken=~broken, finite=np.array([False, False])))
+    everywhere = strict.problem(infos(broken=~broken, finite=np.array([False, False])))
     assert everywhere.startswith("client(s) [0, 1, 2] of seed 3, client(s) [1] of seed 4: an update is not finite")
     # Where updates are finite, it was the server's step that was not.
     for made, clients in ((tolerant, broken), (strict, np.zeros((2, 3), bool))):
-        message = made.complaint(infos(broken=clients, finite=np.array([True, False])))
+        message = made.problem(infos(broken=clients, finite=np.array([True, False])))
         assert message.startswith("seed(s) [4]: the server's parameters are not finite: lower federated.server_learning_rate")
 
 
@@ -238,7 +238,7 @@ def test_a_part_of_ones_own_replaces_the_named_one():
     leaves_nobody_out = parts.aggregator._replace(leaves_out_non_finite=False)
     made = driver(config, parts=parts._replace(aggregator=leaves_nobody_out))
     broken = infos(broken=np.eye(2, 3, dtype=bool), finite=np.array([False, True]))
-    assert made.complaint(broken).startswith("client(s) [0] of seed 3: ")
+    assert made.problem(broken).startswith("client(s) [0] of seed 3: ")
 
 
 def experiment(federated=None, **changes):

@@ -81,7 +81,7 @@ def test_poisson_is_a_coin_for_each():
     assert_share(counts == 0, 0.7**10)
 
 
-def test_poisson_sends_the_surplus_home(monkeypatch):
+def test_poisson_leaves_out_clients_beyond_the_planned_number(monkeypatch):
     free = plans(participation="poisson", num_clients_per_round=3).starts
     monkeypatch.setattr(participation, "_poisson_bound", lambda mean, clients: 4)
     part = make_participation(config(participation="poisson", num_clients_per_round=3))

@@ -174,14 +174,14 @@ def test_its_sizes_are_those_of_all_clients():
     assert pooled(client, 1, client.batch_size) == client
 
 
-def test_a_complaint_names_the_seeds_and_a_remedy():
-    complaint = driver().complaint
-    assert complaint({"finite": np.array([True, True])}) is None
+def test_a_problem_names_the_seeds_and_a_remedy():
+    problem = driver().problem
+    assert problem({"finite": np.array([True, True])}) is None
     assert (
-        complaint({"finite": np.array([True, False])})
+        problem({"finite": np.array([True, False])})
         == "seed(s) [8]: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
     )
-    assert complaint({"finite": np.array([False, False])}).startswith("seed(s) [3, 8]: ")
+    assert problem({"finite": np.array([False, False])}).startswith("seed(s) [3, 8]: ")
 
 
 @pytest.mark.parametrize(

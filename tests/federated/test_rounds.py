@@ -264,4 +264,4 @@ def test_the_client_that_broke_first_is_named():
     driver = driver_of(config, rounds_per_step=4, poison={2: 3}, change=lambda parts: parts._replace(aggregator=strict))
     _, info = driver.step(driver.init())
     assert info["broken"].tolist() == [[False, False, True]]
-    assert driver.complaint(info).startswith("client(s) [2] of seed 0: an update is not finite")
+    assert driver.problem(info).startswith("client(s) [2] of seed 0: an update is not finite")

@@ -84,8 +84,8 @@ def test_killed_and_resumed_is_never_killed(tmp_path, whole, driver_and_evaluato
     killed = start(run_dir, point)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     newest, lines = POINTS[point]
-    found, complaints = checkpoint.newest_valid(run_dir / "checkpoints")
-    assert complaints == []
+    found, problems = checkpoint.newest_valid(run_dir / "checkpoints")
+    assert problems == []
     assert (found and found.path.name) == (newest and step_of(newest))
     assert len((run_dir / METRICS).read_text().splitlines()) == lines
     aside = [path.name for path in run_dir.glob("checkpoints/.writing_*")]

@@ -54,7 +54,7 @@ def worst_returns(personal):
     state = driver.init()
     for _ in range(CALLS):
         state, info = driver.step(state)
-        assert driver.complaint(info) is None
+        assert driver.problem(info) is None
     evaluator = make_evaluator(ENV, NETWORK, config, ClientEnvs(envs, (), ()), 16, devices)
     keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.array(SEEDS), CALLS)
     return evaluator.describe(evaluator.play(keys, driver.params(state))[0])["eval_worst"]

@@ -59,9 +59,9 @@ def test_a_tree_comes_back_bit_for_bit_where_it_was(tmp_path):
         "row_keys": over(jax.random.split, "i", DEVICES)(place(jax.random.split(jax.random.key(5), 4), DEVICES)),
     }
     path = save(tmp_path, state, 20, {"frames": 20, "sizes": {"a": 1}}, {"env": "E", "agent": {"n_step": 1}}, keep=1)
-    found, complaints = newest_valid(tmp_path)
+    found, problems = newest_valid(tmp_path)
     assert path == found.path == tmp_path / "step_000000000020"
-    assert complaints == []
+    assert problems == []
     assert found.progress == {"frames": 20, "sizes": {"a": 1}}
     assert found.config == {"env": "E", "agent": {"n_step": 1}}
 
@@ -94,7 +94,7 @@ def test_the_newest_are_kept(tmp_path):
     assert newest_valid(tmp_path)[0].progress == {"frames": 1000}
 
 
-def test_no_checkpoint_is_no_complaint(tmp_path):
+def test_no_checkpoint_is_no_problem(tmp_path):
     assert newest_valid(tmp_path) == (None, [])
     assert newest_valid(tmp_path / "not there") == (None, [])
 
@@ -112,8 +112,8 @@ def test_a_save_that_dies_leaves_the_one_before(tmp_path, monkeypatch, at):
         with pytest.raises(OSError, match="disk full"):
             save_at(tmp_path, 20)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".writing_step_000000000020", "step_000000000010"]
-    found, complaints = newest_valid(tmp_path)
-    assert (found.progress, complaints) == ({"frames": 10}, [])
+    found, problems = newest_valid(tmp_path)
+    assert (found.progress, problems) == ({"frames": 10}, [])
     # The run comes by again: what was left is cleaned away and does not leak into the new one.
     (tmp_path / ".writing_step_000000000020" / "stale").touch()
     save_at(tmp_path, 20)
@@ -173,13 +173,13 @@ DAMAGE = {
 def test_a_damaged_one_is_named_and_the_one_before_used(tmp_path, damage):
     paths = save_at(tmp_path, 10, 20)
     damage(paths[1])
-    found, complaints = newest_valid(tmp_path)
+    found, problems = newest_valid(tmp_path)
     assert found.progress == {"frames": 10}
     assert bits(found.restore(small_state())) == bits(small_state(10))
-    assert len(complaints) == 1
-    assert complaints[0].startswith("step_000000000020 is damaged (")
-    assert len(complaints[0]) < 200
-    assert "\n" not in complaints[0]
+    assert len(problems) == 1
+    assert problems[0].startswith("step_000000000020 is damaged (")
+    assert len(problems[0]) < 200
+    assert "\n" not in problems[0]
 
 
 def test_only_damaged_ones_are_refused_all_named(tmp_path):

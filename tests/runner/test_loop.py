@@ -65,7 +65,7 @@ def fake_driver(
         }
         return State(jnp.asarray(weights, jnp.float32), jnp.int32(chunk), keys), info
 
-    def complaint(info) -> str | None:
+    def problem(info) -> str | None:
         broken = SEEDS[~info["finite"]].tolist()
         return f"seed(s) {broken}: not finite: take a remedy" if broken else None
 
@@ -74,7 +74,7 @@ def fake_driver(
         step=step,
         params=lambda state: state.weights,
         check=check,
-        complaint=complaint,
+        problem=problem,
         unit="frames",
         initial=INITIAL,
         per_step=FRAMES,
@@ -118,8 +118,8 @@ def without_times(values: dict) -> dict:
 
 def results(run_dir: Path) -> dict:
     """All that a run directory says, apart from how long it took."""
-    newest, complaints = checkpoint.newest_valid(run_dir / "checkpoints")
-    assert complaints == []
+    newest, problems = checkpoint.newest_valid(run_dir / "checkpoints")
+    assert problems == []
     with np.load(newest.path / checkpoint.ARRAYS) as arrays:
         state = [(leaf, arrays[f"arr_{index}"].tobytes()) for index, leaf in enumerate(newest.leaves)]
     return {
@@ -324,8 +324,8 @@ def test_non_finite_is_refused_by_seed_and_never_saved(tmp_path, bad, named, not
     assert not_named not in message.partition(":")[0]
     assert str(tmp_path / "checkpoints" / "step_000000000035") in message
     assert saved(tmp_path) == [35]
-    found, complaints = checkpoint.newest_valid(tmp_path / "checkpoints")
-    assert (found.progress["done"], found.progress["frames"], complaints) == (35, [35, 35], [])
+    found, problems = checkpoint.newest_valid(tmp_path / "checkpoints")
+    assert (found.progress["done"], found.progress["frames"], problems) == (35, [35, 35], [])
     # The line that shows it is kept for whoever looks.
     assert [line["finite"] for line in read_metrics(tmp_path)] == [[True, True]] * 5 + [bad]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dqn_jax.distributed.engines.post import Engine, Job
+from dqn_jax.distributed.engines.tasks import Engine, Job
 
 
 def start(backend: str, make_job: Callable[[], Job], num_workers: int, ray_address: str | None = None) -> Engine:

@@ -1,22 +1,22 @@
-"""Workers that take turns in this very thread: an order is carried out when it is sent. Deterministic, for tests and laws."""
+"""Workers that take turns in this very thread: a task is carried out when it is sent. Deterministic, for tests and laws."""
 
 from collections import deque
 
 from dqn_jax.config import TrainingError
-from dqn_jax.distributed.engines.post import Engine, Job, Lost, Order, Post, Report
+from dqn_jax.distributed.engines.tasks import Engine, Job, Result, Task, WorkerLoop, WorkerLost
 
 
 def start(job: Job, num_workers: int) -> Engine:
-    """The engine; reports come in the order in which orders were sent."""
-    posts = [Post(worker, job) for worker in range(num_workers)]
-    reports: deque[Report] = deque()
+    """The engine; results come in the order in which tasks were sent."""
+    loops = [WorkerLoop(worker, job) for worker in range(num_workers)]
+    results: deque[Result] = deque()
 
-    def send(worker: int, order: Order) -> None:
-        reports.append(posts[worker].carry_out(order))
+    def send(worker: int, task: Task) -> None:
+        results.append(loops[worker].run(task))
 
-    def receive(patience: float) -> Report | Lost:
-        if not reports:
-            raise TrainingError("no worker is at work: nobody was sent an order")
-        return reports.popleft()
+    def receive(patience: float) -> Result | WorkerLost:
+        if not results:
+            raise TrainingError("no worker is at work: nobody was sent a task")
+        return results.popleft()
 
-    return Engine(send, receive, close=reports.clear)
+    return Engine(send, receive, close=results.clear)

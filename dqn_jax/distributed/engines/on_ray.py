@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dqn_jax.config import InputError, TrainingError
-from dqn_jax.distributed.engines.post import Engine, Job, Lost, Order, Post, Report, nobody_answers
+from dqn_jax.distributed.engines.tasks import Engine, Job, Result, Task, WorkerLoop, WorkerLost, nobody_answers
 
 _SECONDS_TO_CONNECT = 10.0
 # A worker is one core: thread pools would make them fight.
@@ -22,13 +22,13 @@ class RayPost:
     """A post in a process of its own."""
 
     def __init__(self, worker: int, make_job: Callable[[], Job]) -> None:
-        self.post = Post(worker, make_job())
+        self.loop = WorkerLoop(worker, make_job())
 
-    def carry_out(self, order: Order, params: Any) -> Report:
-        """As `Post.carry_out`, with arrays on the host; parameters come by themselves, so that Ray ships each version once."""
+    def run(self, task: Task, params: Any) -> Result:
+        """As `WorkerLoop.run`, with arrays on the host; Ray ships each version of the parameters once, apart."""
         import jax
 
-        return jax.device_get(self.post.carry_out(order._replace(params=params)))
+        return jax.device_get(self.loop.run(task._replace(params=params)))
 
 
 def connect(address: str | None, num_workers: int) -> Any:
@@ -92,16 +92,16 @@ def start(make_job: Callable[[], Job], num_workers: int, address: str | None = N
     # The newest parameters, put once for all who pull them.
     stored: dict[int, Any] = {}
 
-    def send(worker: int, order: Order) -> None:
-        if order.params is not None and order.version not in stored:
+    def send(worker: int, task: Task) -> None:
+        if task.params is not None and task.version not in stored:
             import jax
 
             stored.clear()
-            stored[order.version] = ray.put(jax.device_get(order.params))
-        params = None if order.params is None else stored[order.version]
-        at_work[actors[worker].carry_out.remote(order._replace(params=None), params)] = worker
+            stored[task.version] = ray.put(jax.device_get(task.params))
+        params = None if task.params is None else stored[task.version]
+        at_work[actors[worker].run.remote(task._replace(params=None), params)] = worker
 
-    def receive(patience: float) -> Report | Lost:
+    def receive(patience: float) -> Result | WorkerLost:
         done, _ = ray.wait(list(at_work), num_returns=1, timeout=patience)
         if not done:
             raise TrainingError(nobody_answers(patience))
@@ -117,7 +117,7 @@ def start(make_job: Callable[[], Job], num_workers: int, address: str | None = N
                 raise TrainingError(f"worker {worker} could not start: {lines[-1]}") from error
             ray.kill(actors[worker])
             actors[worker] = actor_class.remote(worker, make_job)
-            return Lost(worker, lines[0])
+            return WorkerLost(worker, lines[0])
 
     def close() -> None:
         for actor in actors:

@@ -6,30 +6,30 @@ import threading
 import jax
 
 from dqn_jax.config import TrainingError
-from dqn_jax.distributed.engines.post import Engine, Job, Lost, Order, Post, Report, nobody_answers
+from dqn_jax.distributed.engines.tasks import Engine, Job, Result, Task, WorkerLoop, WorkerLost, nobody_answers
 
 _SECONDS_TO_END = 30.0
 
 
 def start(job: Job, num_workers: int) -> Engine:
     """The engine. A job that raises ends the run: on a thread, that is an error and not a lost machine."""
-    orders: list[queue.SimpleQueue[Order | None]] = [queue.SimpleQueue() for _ in range(num_workers)]
-    reports: queue.SimpleQueue[Report | Exception] = queue.SimpleQueue()
+    tasks: list[queue.SimpleQueue[Task | None]] = [queue.SimpleQueue() for _ in range(num_workers)]
+    results: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
     compiling = threading.Lock()
 
     def live(worker: int) -> None:
-        post = Post(worker, job)
-        while (order := orders[worker].get()) is not None:
+        loop = WorkerLoop(worker, job)
+        while (task := tasks[worker].get()) is not None:
             try:
-                if order.stream != post.stream:
+                if task.stream != loop.stream:
                     # The first of them compiles for all.
                     with compiling:
-                        report = jax.block_until_ready(post.carry_out(order))
+                        result = jax.block_until_ready(loop.run(task))
                 else:
-                    report = jax.block_until_ready(post.carry_out(order))
-                reports.put(report)
+                    result = jax.block_until_ready(loop.run(task))
+                results.put(result)
             except Exception as error:
-                reports.put(error)
+                results.put(error)
 
     threads = [
         threading.Thread(target=live, args=(worker,), name=f"worker-{worker}", daemon=True) for worker in range(num_workers)
@@ -37,19 +37,19 @@ def start(job: Job, num_workers: int) -> Engine:
     for thread in threads:
         thread.start()
 
-    def receive(patience: float) -> Report | Lost:
+    def receive(patience: float) -> Result | WorkerLost:
         try:
-            report = reports.get(timeout=patience)
+            result = results.get(timeout=patience)
         except queue.Empty:
             raise TrainingError(nobody_answers(patience)) from None
-        if isinstance(report, Exception):
-            raise TrainingError(f"a worker failed with {type(report).__name__}: {report}") from report
-        return report
+        if isinstance(result, Exception):
+            raise TrainingError(f"a worker failed with {type(result).__name__}: {result}") from result
+        return result
 
     def close() -> None:
         for worker in range(num_workers):
-            orders[worker].put(None)
+            tasks[worker].put(None)
         for thread in threads:
             thread.join(_SECONDS_TO_END)
 
-    return Engine(lambda worker, order: orders[worker].put(order), receive, close)
+    return Engine(lambda worker, task: tasks[worker].put(task), receive, close)
