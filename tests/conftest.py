@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,14 @@ def compiled_programs():
     if not MAPS.exists() or MAPS.read_text().count("\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """A user's module of that name, to be filled."""
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    return module
 
 
 # The longest first: else one process is left alone with them at the end.

@@ -20,19 +20,9 @@ from dqn_jax.types import Clock
 # Every episode is cut after three steps: the pole cannot fall so soon.
 ENV = make_env("CartPole-v1", max_episode_steps=3)
 NETWORK = make_network(NetworkConfig(hidden_sizes=(8,)), ENV.spec)
-CONFIG = AgentConfig(
-    num_envs=4,
-    acts_per_step=2,
-    updates_per_step=3,
-    batch_size=8,
-    replay_capacity=64,
-    learning_starts=10,
-    n_step=2,
-    optimizer="sgd",
-    learning_rate=0.01,
-    target_period=4,
-    epsilon_decay_frames=100,
-)
+SIZES = {"num_envs": 4, "batch_size": 8, "replay_capacity": 64, "learning_starts": 10}
+RULES = {"n_step": 2, "optimizer": "sgd", "learning_rate": 0.01, "target_period": 4, "epsilon_decay_frames": 100}
+CONFIG = AgentConfig(**SIZES, **RULES, acts_per_step=2, updates_per_step=3)
 AGENT = make_agent(ENV, NETWORK, CONFIG)
 NUM_STEPS = 6
 KEY = jax.random.key(0)

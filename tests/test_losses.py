@@ -1,8 +1,5 @@
 """A loss of a batch is the one worked by hand, its numbers are leaves of the state, and a user's own is found wrong in time."""
 
-import sys
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,14 +33,6 @@ def cubic(network, config):
 
 
 cubic.numbers = {"power": 3.0, "scale": 1.0}
-
-
-@pytest.fixture
-def mine(monkeypatch):
-    """A user's module, to be filled."""
-    module = types.ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    return module
 
 
 def test_the_numbers_of_a_name_are_leaves_of_the_state():

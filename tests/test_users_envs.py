@@ -1,8 +1,5 @@
 """An environment of a user's own ends, is cut, starts again and shows its last observation as worked out by hand."""
 
-import sys
-import types
-
 import gymnax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +10,6 @@ from walks import play, walk
 from dqn_jax.config import DataParallelExperiment
 from dqn_jax.envs import env_of, from_functions, make_env, parameter, parse_kwargs, with_parameters
 from dqn_jax.federated.heterogeneity import draw_envs, varied_fields
-
-
-@pytest.fixture
-def mine(monkeypatch):
-    module = types.ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    return module
 
 
 def test_episodes_by_hand():

@@ -1,8 +1,6 @@
 """Wrappers do by hand-worked numbers what they say, alike on the walk of a program and on that of the host."""
 
 import dataclasses
-import sys
-import types
 
 import gymnasium
 import jax
@@ -26,13 +24,6 @@ def host():
     gymnasium.register("Walk-v0", entry_point=HostWalk, max_episode_steps=5)
     yield "gymnasium:Walk-v0"
     del gymnasium.registry["Walk-v0"]
-
-
-@pytest.fixture
-def mine(monkeypatch):
-    module = types.ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    return module
 
 
 def play_host(env, actions):

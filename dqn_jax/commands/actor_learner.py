@@ -2,7 +2,7 @@
 
 import functools
 
-from dqn_jax import runtime
+from dqn_jax.commands.workers import prepare
 from dqn_jax.distributed.presets import APEX
 from dqn_jax.runner.command_line import exit_code_of, parse
 
@@ -12,11 +12,7 @@ PRESETS = {"apex": APEX}
 def train() -> None:
     """Parses flags, starts Ray and then jax, then trains."""
     config = parse(PRESETS, "Trains DQN with actors and a learner.")
-    if config.backend == "ray":
-        from dqn_jax.distributed.engines import on_ray
-
-        on_ray.connect(config.ray_address, config.actors.num_actors)
-    runtime.setup(config.num_devices)
+    prepare(config, config.actors.num_actors)
     # Not at the top: these start jax.
     from dqn_jax.distributed import actor_learner, actors
     from dqn_jax.distributed.engines import start

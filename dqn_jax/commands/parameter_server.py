@@ -2,7 +2,7 @@
 
 import functools
 
-from dqn_jax import runtime
+from dqn_jax.commands.workers import prepare
 from dqn_jax.distributed.presets import CARTPOLE_SERVER, CLASSIC_SERVER, SERVER_MODEL
 from dqn_jax.runner.command_line import exit_code_of, parse
 
@@ -12,11 +12,7 @@ PRESETS = {"classic": CLASSIC_SERVER, "model": SERVER_MODEL, "cartpole": CARTPOL
 def train() -> None:
     """Parses flags, starts Ray and then jax, then trains."""
     config = parse(PRESETS, "Trains DQN with a parameter server.")
-    if config.backend == "ray":
-        from dqn_jax.distributed.engines import on_ray
-
-        on_ray.connect(config.ray_address, config.server.num_workers)
-    runtime.setup(config.num_devices)
+    prepare(config, config.server.num_workers)
     # Not at the top: these start jax.
     from dqn_jax.distributed import parameter_server, server_on_workers, workers
     from dqn_jax.distributed.engines import start

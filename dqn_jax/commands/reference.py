@@ -20,17 +20,8 @@ from dqn_jax import runtime
 from dqn_jax.config import AgentConfig, NetworkConfig
 from dqn_jax.runner.command_line import exit_code_of
 
-CONFIG = AgentConfig(
-    num_envs=1,
-    acts_per_step=10,
-    batch_size=128,
-    replay_capacity=10_000,
-    learning_starts=10_000,
-    learning_rate=2.5e-4,
-    target_period=50,
-    epsilon_end=0.05,
-    epsilon_decay_frames=250_000,
-)
+SIZES = AgentConfig(num_envs=1, acts_per_step=10, batch_size=128, replay_capacity=10_000, learning_starts=10_000)
+CONFIG = dataclasses.replace(SIZES, learning_rate=2.5e-4, target_period=50, epsilon_end=0.05, epsilon_decay_frames=250_000)
 NETWORK = NetworkConfig(hidden_sizes=(120, 84))
 TOTAL_FRAMES = 500_000
 NUM_SEEDS = 20

@@ -6,7 +6,8 @@ all of them. Not here: rounds, files.
 Shapes: D devices, L repetitions on a device, S in all, N clients.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,12 @@ _MEANS = ("loss", "epsilon", "staleness", "drift")
 _FLAGS = ("finite", "broken", "weightless")
 
 
-def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
-    """The driver of a whole federated experiment and its evaluation: what `runner.run` takes.
+def from_config(config: FederatedExperiment, make: Callable[..., Driver] | None = None) -> tuple[Driver, Evaluator]:
+    """Builds the driver of a whole experiment and its evaluation: what `runner.run` takes.
+
+    Args:
+      config: the experiment.
+      make: builds the driver, with the arguments of `make_federated`; None takes that.
 
     Raises:
       InputError: for an environment, distribution, named part, number of devices or sizes that cannot be used.
@@ -60,7 +65,7 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
     count = config.num_devices
     devices = devices_for(count, config.num_seeds) if config.seeds_over_devices else local_devices(count)
     envs = draw_all(env, config.federated, config.num_seeds)
-    driver = make_federated(
+    driver = (make or functools.partial(make_federated, seeds_over_devices=config.seeds_over_devices))(
         env,
         network,
         config.agent,
@@ -69,7 +74,6 @@ def from_config(config: FederatedExperiment) -> tuple[Driver, Evaluator]:
         seeds=config.seeds,
         devices=devices,
         rounds_per_step=config.runner.log_every,
-        seeds_over_devices=config.seeds_over_devices,
     )
     players = devices if config.seeds_over_devices else devices[:1]
     played = eval_env_of(config, env)

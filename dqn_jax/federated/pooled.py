@@ -7,21 +7,19 @@ Shapes: S repetitions, N clients.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from dqn_jax.agent import example_of
-from dqn_jax.build import build
 from dqn_jax.config import AgentConfig, check_divides
 from dqn_jax.distributed.data_parallel import make_data_parallel
-from dqn_jax.envs import Environment, EnvParams, eval_env_of
+from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.evaluation import Evaluator
+from dqn_jax.federated import driver
 from dqn_jax.federated.config import FederatedConfig, PooledExperiment
-from dqn_jax.federated.evaluation import make_evaluator
-from dqn_jax.federated.heterogeneity import draw_all
-from dqn_jax.mapping import devices_for
 from dqn_jax.networks import Network
 from dqn_jax.replay import bytes_per_transition
 from dqn_jax.types import Driver, Info, Tree
@@ -69,19 +67,19 @@ def make_pooled(
     check_divides("batch_size", batch_size, config.num_clients, "clients")
     whole = pooled(agent_config, config.num_clients, batch_size)
     steps = rounds_per_step * config.local_steps
-    driver = make_data_parallel(
+    parallel = make_data_parallel(
         env, network, whole, seeds=seeds, devices=devices, steps_per_chunk=steps, env_params=jax.device_get(env_params)
     )
     # A pooled replay means that every transition travels once; those of the warm-up have, before the first round.
     transition_bytes = bytes_per_transition(example_of(env))
 
     def step(state: Tree) -> tuple[Tree, Info]:
-        state, info = driver.step(state)
+        state, info = parallel.step(state)
         return state, info | {"bytes": np.asarray(info["frames"]) * transition_bytes}
 
-    return driver._replace(
+    return parallel._replace(
         step=step,
-        params=lambda state: {"global": driver.params(state)},
+        params=lambda state: {"global": parallel.params(state)},
         unit="rounds",
         initial=0,
         per_step=rounds_per_step,
@@ -94,19 +92,4 @@ def from_config(config: PooledExperiment) -> tuple[Driver, Evaluator]:
     Raises:
       InputError: for an environment, distribution, number of devices or sizes that cannot be used.
     """
-    env, network = build(config)
-    devices = devices_for(config.num_devices, config.num_seeds)
-    envs = draw_all(env, config.federated, config.num_seeds)
-    driver = make_pooled(
-        env,
-        network,
-        config.agent,
-        config.federated,
-        env_params=envs.seen,
-        seeds=config.seeds,
-        devices=devices,
-        rounds_per_step=config.runner.log_every,
-        batch_size=config.batch_size,
-    )
-    played = eval_env_of(config, env)
-    return driver, make_evaluator(played, network, config.federated, envs, config.runner.eval_episodes, devices)
+    return driver.from_config(config, functools.partial(make_pooled, batch_size=config.batch_size))

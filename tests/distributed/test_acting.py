@@ -4,7 +4,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import types
 
 import gymnasium
 import jax
@@ -126,11 +125,9 @@ def test_evaluation_plays_each_first_episode_once():
 
 
 @pytest.fixture
-def both(monkeypatch):
+def both(mine):
     """The walk's names: stepped in a program, and on the host."""
-    module = types.ModuleType("mine")
-    module.walk = walk
-    monkeypatch.setitem(sys.modules, "mine", module)
+    mine.walk = walk
     gymnasium.register("Walk-v0", entry_point=HostWalk, max_episode_steps=5)
     yield "mine:walk", "gymnasium:Walk-v0"
     del gymnasium.registry["Walk-v0"]

@@ -55,15 +55,8 @@ def endless_step(*args):
 ENDLESS = ENV._replace(step=endless_step)
 APART = {"merge": {"initial": "per_client"}, "heterogeneity": "cartpole-length", "eval_clients": True}
 # One of three clients is expected in a round, so often none comes.
-WEIGHTLESS = config_of(
-    num_clients=3,
-    local_steps=2,
-    participation="poisson",
-    num_clients_per_round=1,
-    stragglers=0.5,
-    weighting="episodes",
-    **APART,
-)
+FEW = {"num_clients": 3, "participation": "poisson", "num_clients_per_round": 1}
+WEIGHTLESS = config_of(**FEW, local_steps=2, stragglers=0.5, weighting="episodes", **APART)
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,9 @@ ENV = make_env("CartPole-v1")
 NETWORK = make_network(NetworkConfig(hidden_sizes=(16, 16)), ENV.spec)
 
 # Trajectories fork at the first flipped argmax, so laws whose arithmetic order differs act at random and descend plainly.
+SIZES = {"num_envs": 8, "batch_size": 32, "replay_capacity": 512, "learning_starts": 64}
 STEADY = AgentConfig(
-    num_envs=8,
-    batch_size=32,
-    replay_capacity=512,
-    learning_starts=64,
-    n_step=2,
-    optimizer="sgd",
-    learning_rate=1e-2,
-    target_period=10,
-    epsilon_start=1.0,
-    epsilon_end=1.0,
+    **SIZES, n_step=2, optimizer="sgd", learning_rate=1e-2, target_period=10, epsilon_start=1.0, epsilon_end=1.0
 )
 
 # Greedy most of the time and Adam, for laws that hold to the last bit.

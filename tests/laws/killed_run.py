@@ -25,6 +25,9 @@ SAVED_AFTER = (3, 6, 9, 12)
 """Chunks that a multiple of 120 frames lies in."""
 
 
+_BATCH = {"batch_size": 4, "learning_starts": 8}
+
+
 def config_of(run_dir: Path) -> DataParallelExperiment:
     """Twelve chunks; the replay goes round four times, the target moves in most chunks, and episodes end by both ends."""
     return DataParallelExperiment(
@@ -34,15 +37,7 @@ def config_of(run_dir: Path) -> DataParallelExperiment:
         total_frames=INITIAL_FRAMES + CHUNKS * FRAMES_PER_CHUNK,
         run_dir=run_dir,
         resume=True,
-        agent=AgentConfig(
-            num_envs=4,
-            batch_size=4,
-            replay_capacity=128,
-            learning_starts=8,
-            n_step=2,
-            target_period=7,
-            epsilon_decay_frames=400,
-        ),
+        agent=AgentConfig(num_envs=4, replay_capacity=128, n_step=2, target_period=7, epsilon_decay_frames=400, **_BATCH),
         network=NetworkConfig(hidden_sizes=(16,)),
         runner=RunnerConfig(log_every=FRAMES_PER_CHUNK, eval_every=120, checkpoint_every=120, keep_checkpoints=2),
     )
@@ -63,14 +58,7 @@ _SMALL = {
     "num_seeds": 2,
     "seed": 3,
     "resume": True,
-    "agent": AgentConfig(
-        num_envs=2,
-        batch_size=4,
-        replay_capacity=32,
-        learning_starts=8,
-        target_period=3,
-        epsilon_decay_frames=60,
-    ),
+    "agent": AgentConfig(num_envs=2, replay_capacity=32, target_period=3, epsilon_decay_frames=60, **_BATCH),
     "network": NetworkConfig(hidden_sizes=(16,)),
 }
 """What the federation and the parameter server share."""

@@ -13,15 +13,8 @@ from dqn_jax.mapping import evaluation_key
 
 pytestmark = pytest.mark.long
 
-AGENT = AgentConfig(
-    batch_size=64,
-    replay_capacity=10_000,
-    learning_starts=1_000,
-    learning_rate=1e-3,
-    target_period=50,
-    epsilon_decay_frames=5_000,
-    max_grad_norm=10.0,
-)
+SIZES = {"batch_size": 64, "replay_capacity": 10_000, "learning_starts": 1_000}
+AGENT = AgentConfig(**SIZES, learning_rate=1e-3, target_period=50, epsilon_decay_frames=5_000, max_grad_norm=10.0)
 SHARED = {"num_seeds": 1, "num_devices": 1, "backend": "threads", "max_episode_steps": 200}
 NETWORK = NetworkConfig(hidden_sizes=(64, 64))
 ACTORS = ActorLearnerExperiment(

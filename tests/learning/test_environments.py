@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import sys
-import types
 
 import gymnasium
 import jax
@@ -18,19 +16,12 @@ from dqn_jax.mapping import evaluation_key
 
 pytestmark = pytest.mark.long
 
+SIZES = {"num_envs": 4, "batch_size": 32, "replay_capacity": 2_000, "learning_starts": 100}
 SHARED = {
     "num_devices": 1,
     "total_frames": 2_000,
     "agent": AgentConfig(
-        num_envs=4,
-        batch_size=32,
-        replay_capacity=2_000,
-        learning_starts=100,
-        discount=0.5,
-        learning_rate=1e-2,
-        target_period=50,
-        epsilon_end=0.1,
-        epsilon_decay_frames=1_000,
+        **SIZES, discount=0.5, learning_rate=1e-2, target_period=50, epsilon_end=0.1, epsilon_decay_frames=1_000
     ),
     "network": NetworkConfig(hidden_sizes=(32,)),
     "runner": RunnerConfig(log_every=500),
@@ -51,10 +42,8 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def names(monkeypatch):
-    module = types.ModuleType("mine")
-    module.walk = walk
-    monkeypatch.setitem(sys.modules, "mine", module)
+def names(mine):
+    mine.walk = walk
     gymnasium.register("Walk-v0", entry_point=HostWalk, max_episode_steps=LIMIT)
     yield
     del gymnasium.registry["Walk-v0"]

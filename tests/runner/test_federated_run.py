@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from laws import killed_run
 from laws.run_files import differences, saved
-from runner.helpers import at
+from runner.helpers import at, run_in
 
 from dqn_jax.config import TrainingError
 from dqn_jax.federated.driver import from_config
@@ -47,10 +47,7 @@ def driver_and_evaluator():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, driver_and_evaluator) -> Path:
     """The run that nothing happens to."""
-    run_dir = tmp_path_factory.mktemp("federated") / "whole"
-    driver, evaluator = driver_and_evaluator
-    loop.run(driver, config_of(run_dir), evaluator)
-    return run_dir
+    return run_in(tmp_path_factory.mktemp("federated"), config_of, driver_and_evaluator)
 
 
 @pytest.fixture

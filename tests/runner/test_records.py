@@ -124,23 +124,19 @@ def test_sizes_are_of_what_is_on_disk(tmp_path, monkeypatch):
     assert synced == [METRICS, RETURNS]
 
 
-def test_too_short_metrics_are_refused_and_nothing_is_lost(tmp_path):
+def test_too_short_a_file_is_refused_and_nothing_is_lost(tmp_path):
     records = Records(tmp_path, resume=False)
     records.append_metrics({"frames": 10})
-    records.append_returns(rows(10))
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"metrics\.jsonl has 15 bytes, and the checkpoint was saved at 16: restore the file"):
-        records.cut({METRICS: 16, RETURNS: 5})
-    assert contents(tmp_path) == before
-
-
-def test_too_short_returns_are_refused_and_nothing_is_lost(tmp_path):
-    records = Records(tmp_path, resume=False)
-    records.append_metrics({"frames": 10})
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"returns\.csv has 0 bytes, and the checkpoint was saved at 9: restore the file"):
-        records.cut({METRICS: 5, RETURNS: 9})
-    assert contents(tmp_path) == before
+    for sizes, words in (
+        ({METRICS: 5, RETURNS: 9}, r"returns\.csv has 0 bytes, and the checkpoint was saved at 9: restore the file"),
+        ({METRICS: 16, RETURNS: 5}, r"metrics\.jsonl has 15 bytes, and the checkpoint was saved at 16: restore the file"),
+    ):
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match=words):
+            records.cut(sizes)
+        assert contents(tmp_path) == before
+        # For the second, returns that are long enough.
+        records.append_returns(rows(10))
 
 
 def test_a_directory_that_holds_a_run_is_left_alone_without_resume(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from laws import killed_run
 from laws.run_files import arrays_of, differences, saved
-from runner.helpers import at
+from runner.helpers import at, run_in
 
 from dqn_jax.distributed.parameter_server import from_config
 from dqn_jax.runner import loop
@@ -47,10 +47,7 @@ def no_plot(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, driver_and_evaluator) -> Path:
     """The run that nothing happens to."""
-    run_dir = tmp_path_factory.mktemp("server") / "whole"
-    driver, evaluator = driver_and_evaluator
-    loop.run(driver, config_of(run_dir), evaluator)
-    return run_dir
+    return run_in(tmp_path_factory.mktemp("server"), config_of, driver_and_evaluator)
 
 
 def test_metrics_list_what_seeds_do_not_share(whole):
