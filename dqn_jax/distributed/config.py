@@ -57,22 +57,45 @@ class ServerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerExperiment(FramesExperiment):
+class WorkersExperiment(FramesExperiment):
+    """A run whose workers or actors may be real: in turn, on threads, or as Ray processes."""
+
+    backend: str = "threads"
+    """Where they run."""
+    ray_address: str | None = None
+    """A running Ray cluster; None starts one on this machine."""
+    patience: float = 120.0
+    """Seconds without any result (compiling included) after which the run ends with a message."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.backend == "device" or self.num_seeds == 1,
+            f"num_seeds is {self.num_seeds} and backend {self.backend!r}: real workers serve one run, so give each seed a run "
+            "of its own",
+        )
+        require(
+            self.backend == "ray" or self.ray_address is None,
+            f"ray_address is {self.ray_address!r} and backend {self.backend!r}: add --backend ray",
+        )
+        require(
+            isinstance(self.patience, (int, float)) and 0 < self.patience <= MAX_COUNT,
+            f"patience is {self.patience}: give a number of seconds above 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerExperiment(WorkersExperiment):
     """One run with a parameter server. The agent's sizes are those of each worker; frames are those of all workers."""
 
     num_seeds: int = 4
     """Independent repetitions, trained at once; on threads and Ray, one."""
     backend: Literal["device", "in-process", "threads", "ray"] = "device"
     """A deterministic model in virtual time, or real workers: in turn, on threads, or as Ray processes."""
-    ray_address: str | None = None
-    """A running Ray cluster; None starts one on this machine."""
-    patience: float = 120.0
-    """Seconds that real workers may be silent (compiling included) before the run ends with a message."""
     server: ServerConfig = dataclasses.field(default_factory=ServerConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_backend(self)
         agent, server = self.agent, self.server
         require(
             self.backend == "device" or self.num_devices in (None, 1),
@@ -153,7 +176,7 @@ class ActorLearnerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorLearnerExperiment(FramesExperiment):
+class ActorLearnerExperiment(WorkersExperiment):
     """One run with actors and a learner. The agent is one whole agent, its environments divided over the actors."""
 
     num_seeds: int = 1
@@ -162,15 +185,10 @@ class ActorLearnerExperiment(FramesExperiment):
     """Devices of the learner, which divide its batch and replay; None takes all local ones."""
     backend: Literal["in-process", "threads", "ray"] = "threads"
     """Where actors run: in turn, on threads, or as Ray processes."""
-    ray_address: str | None = None
-    """A running Ray cluster; None starts one on this machine."""
-    patience: float = 120.0
-    """Seconds that actors may be silent (compiling included) before the run ends with a message."""
     actors: ActorLearnerConfig = dataclasses.field(default_factory=ActorLearnerConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_backend(self)
         agent, actors = self.agent, self.actors
         require(
             agent.num_envs % actors.num_actors == 0,
@@ -240,20 +258,3 @@ class ActorLearnerExperiment(FramesExperiment):
     def frames_per_chunk(self) -> int:
         """Frames between two lines of metrics."""
         return self.blocks_per_chunk * self.frames_per_block
-
-
-def check_backend(config: ServerExperiment | ActorLearnerExperiment) -> None:
-    """Raises InputError for what real workers cannot do."""
-    require(
-        config.backend == "device" or config.num_seeds == 1,
-        f"num_seeds is {config.num_seeds} and backend {config.backend!r}: real workers serve one run, so give each seed a run "
-        "of its own",
-    )
-    require(
-        config.backend == "ray" or config.ray_address is None,
-        f"ray_address is {config.ray_address!r} and backend {config.backend!r}: add --backend ray",
-    )
-    require(
-        isinstance(config.patience, (int, float)) and 0 < config.patience <= MAX_COUNT,
-        f"patience is {config.patience}: give a number of seconds above 0",
-    )
