@@ -10,6 +10,7 @@ Not here: what a worker does, and what becomes of a push (`roles`); workers that
 Shapes: W workers, N replay capacity of each, D devices, L repetitions on a device, S in all.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -86,56 +87,27 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
     Returns:
       The model.
     """
-    num_workers = config.num_workers
-    everybody = jnp.arange(num_workers)
+    num_workers, everybody = config.num_workers, jnp.arange(config.num_workers)
     local, barrier = config.replay == "local", config.mode == "barrier"
     in_lanes = barrier and local
-
-    def init(seed: jax.Array) -> ModelState:
-        state = server.init(seed)
-
-        def start(number: jax.Array) -> AgentState:
-            return worker.init(seed, number, state)
-
-        if local:
-            axes = lane_axes(jax.eval_shape(start, 0), share_clocks=barrier)
-            workers = jax.vmap(start, out_axes=axes)(everybody)
-            if not barrier:
-                workers = workers.replace(replay=side_by_side(workers.replay))
-        else:
-
-            def start_next(replay: ReplayState, number: jax.Array) -> tuple[ReplayState, AgentState]:
-                one = worker.init(seed, number, state, replay)
-                return one.replay, one.replace(replay=())
-
-            replay, workers = jax.lax.scan(start_next, worker.empty(), everybody)
-            workers = workers.replace(replay=replay)
-        plans = stream_key(seed, PLANS)
-        nothing = jnp.zeros(num_workers, jnp.int32)
-        return ModelState(
-            server=state,
-            workers=workers,
-            pulled=nothing,
-            pushes=nothing,
-            waiting=nothing > 0,
-            remaining=service_times(plans, nothing),
-            plans=plans,
-        )
+    take, put = functools.partial(_take, local), functools.partial(_put, local)
 
     def service_times(plans: jax.Array, pushes: jax.Array) -> jax.Array:
         """[W] time that each worker takes for its next push; a push's does not depend on what others do."""
         draw = SERVICE_TIMES[config.service_time]
         return jax.vmap(lambda w, push: draw(jax.random.fold_in(jax.random.fold_in(plans, w), push), ()))(everybody, pushes)
 
-    def take(workers: AgentState, w: jax.Array) -> AgentState:
-        """Worker w alone. A local replay is not copied, but seen through."""
-        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, w, keepdims=False), workers.replace(replay=()))
-        return one.replace(replay=ring_of(workers.replay, w) if local else workers.replay)
-
-    def put(workers: AgentState, w: jax.Array, one: AgentState) -> AgentState:
-        pairs = (workers.replace(replay=()), one.replace(replay=()))
-        rest = jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, w, 0), *pairs)
-        return rest.replace(replay=put_ring(workers.replay, w, one.replay) if local else one.replay)
+    def init(seed: jax.Array) -> ModelState:
+        state, plans, nothing = server.init(seed), stream_key(seed, PLANS), jnp.zeros(num_workers, jnp.int32)
+        return ModelState(
+            server=state,
+            workers=_start_workers(worker, config, seed, state),
+            pulled=nothing,
+            pushes=nothing,
+            waiting=nothing > 0,
+            remaining=service_times(plans, nothing),
+            plans=plans,
+        )
 
     def arrival(state: ModelState) -> tuple[ModelState, Info]:
         w = jnp.argmin(jnp.where(state.waiting, jnp.inf, state.remaining))
@@ -191,6 +163,38 @@ def make_model(worker: Worker, server: Server, config: ServerConfig) -> Model:
         return lane(state.workers, 0) if in_lanes else take(state.workers, jnp.int32(0))
 
     return Model(init, all_at_once if barrier else arrival, first_worker)
+
+
+def _start_workers(worker: Worker, config: ServerConfig, seed: jax.Array, state: LearnerState) -> AgentState:
+    """All workers after their warm-up, leaves [W, ...], their replays as `ModelState.workers` says."""
+    everybody, barrier = jnp.arange(config.num_workers), config.mode == "barrier"
+
+    def start(number: jax.Array) -> AgentState:
+        return worker.init(seed, number, state)
+
+    def start_next(replay: ReplayState, number: jax.Array) -> tuple[ReplayState, AgentState]:
+        one = worker.init(seed, number, state, replay)
+        return one.replay, one.replace(replay=())
+
+    if config.replay == "shared":
+        replay, workers = jax.lax.scan(start_next, worker.empty(), everybody)
+        return workers.replace(replay=replay)
+    axes = lane_axes(jax.eval_shape(start, 0), share_clocks=barrier)
+    workers = jax.vmap(start, out_axes=axes)(everybody)
+    return workers if barrier else workers.replace(replay=side_by_side(workers.replay))
+
+
+def _take(local: bool, workers: AgentState, w: jax.Array) -> AgentState:
+    """Worker w alone. A local replay is not copied, but seen through."""
+    one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, w, keepdims=False), workers.replace(replay=()))
+    return one.replace(replay=ring_of(workers.replay, w) if local else workers.replay)
+
+
+def _put(local: bool, workers: AgentState, w: jax.Array, one: AgentState) -> AgentState:
+    """The workers, number w being `one`."""
+    pairs = (workers.replace(replay=()), one.replace(replay=()))
+    rest = jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, w, 0), *pairs)
+    return rest.replace(replay=put_ring(workers.replay, w, one.replay) if local else one.replay)
 
 
 def make_parameter_server(
