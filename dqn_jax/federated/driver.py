@@ -15,7 +15,7 @@ import numpy as np
 
 from dqn_jax.agent import make_agent
 from dqn_jax.build import build
-from dqn_jax.config import AgentConfig, check_divides
+from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams, eval_env_of
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.federated.aggregation import make_aggregator, make_weighting
@@ -23,22 +23,20 @@ from dqn_jax.federated.client import make_client
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
 from dqn_jax.federated.evaluation import make_evaluator
 from dqn_jax.federated.heterogeneity import draw_all
+from dqn_jax.federated.layout import make_layout
 from dqn_jax.federated.participation import make_participation
-from dqn_jax.federated.rounds import FederatedState, Parts, make_federation
+from dqn_jax.federated.rounds import FederatedState, Federation, Parts, make_federation
 from dqn_jax.federated.server import make_server_rule
 from dqn_jax.federated.sharing import make_sharing
 from dqn_jax.federated.transforms import make_transforms
 from dqn_jax.mapping import (
     check_replicas,
     devices_for,
-    from_devices,
     lane_axes,
     local_devices,
     names_of,
     over,
     place,
-    row,
-    to_devices,
 )
 from dqn_jax.networks import Network
 from dqn_jax.types import Driver, Info, Params
@@ -127,12 +125,9 @@ def make_federated(
     Raises:
       InputError: where repetitions or clients do not divide over the devices.
     """
-    num_devices, num_clients = len(devices), config.num_clients
-    what, count = ("num_seeds", len(seeds)) if seeds_over_devices else ("federated.num_clients", num_clients)
-    check_divides(what, count, num_devices)
-    axis_name = None if seeds_over_devices else AXIS
+    layout = make_layout(len(seeds), config.num_clients, len(devices), seeds_over_devices)
     parts = named_parts(env, network, agent_config, config) if parts is None else parts
-    federation = make_federation(network, parts, config, axis_name)
+    federation = make_federation(network, parts, config, AXIS if layout.shared else None)
 
     def axes_of(state: FederatedState) -> FederatedState:
         """Repetitions share the round, and clients' clocks if those cannot differ."""
@@ -142,82 +137,58 @@ def make_federated(
         shapes = jax.eval_shape(federation.init, seeds[0], jax.tree.map(lambda x: x[0], env_params), client_ids)
         return over(federation.init, in_axes=(0, 0, None), out_axes=axes_of(shapes))(seeds, env_params, client_ids)
 
+    def round_lanes(state: FederatedState) -> tuple[FederatedState, Info]:
+        axes = axes_of(state)
+        return over(_repeated(federation, rounds_per_step), in_axes=(axes,), out_axes=(axes, 0))(state)
+
+    parallel_start = over(start_lanes, AXIS, devices)
+    parallel_rounds = over(round_lanes, AXIS, devices, donate=True)
+    one_env = jax.tree.map(lambda x: x[0, 0], env_params)
+    num_bytes = parts.client.num_bytes(jax.eval_shape(parts.client.init, jax.random.key(0), one_env, None))
+
+    def step(state: FederatedState) -> tuple[FederatedState, Info]:
+        state, info = parallel_rounds(state)
+        return state, _per_seed(layout.of_server(info), rounds_per_step, *num_bytes)
+
+    def params(state: FederatedState) -> dict[str, Params]:
+        server, clients = layout.of_server(state.server.params), layout.of_clients(state.clients.agent.learner.params)
+        asked = {"clients": clients} if config.eval_clients else {}
+        if config.personal == "none":
+            return {"global": server} | asked
+        shape = (len(seeds), config.num_clients)
+        everywhere = jax.tree.map(lambda x: np.broadcast_to(x[:, None], (*shape, *x.shape[1:])), server)
+        return {"personal": parts.sharing.merged(clients, everywhere)} | asked
+
+    def check(state: FederatedState) -> None:
+        if layout.shared:
+            check_replicas(state.server)
+
+    warm_up = 0 if config.merge.replay == "clear" and config.participation != "buffered" else agent_config.warm_up_frames
+    return Driver(
+        init=lambda: parallel_start(*place(layout.rows(seeds, env_params), devices)),
+        step=step,
+        params=params,
+        check=check,
+        problem=lambda info: _problem(info, np.asarray(seeds), config.weighting, parts.aggregator.leaves_out_non_finite),
+        unit="rounds",
+        initial=0,
+        per_step=rounds_per_step,
+        initial_frames=config.num_clients * warm_up,
+        devices=names_of(devices),
+    )
+
+
+def _repeated(federation: Federation, times: int) -> Callable[[FederatedState], tuple[FederatedState, Info]]:
+    """Rounds in one loop; their infos are added, flags apart."""
+
     def rounds(state: FederatedState) -> tuple[FederatedState, Info]:
-        state, infos = jax.lax.scan(lambda state, _: federation.round(state), state, length=rounds_per_step)
+        state, infos = jax.lax.scan(lambda state, _: federation.round(state), state, length=times)
         # Who broke first: from then on the server would pass it on to everybody.
         first = jnp.argmin(infos["finite"])
         flags = {"finite": infos["finite"].all(0), "broken": infos["broken"][first], "weightless": infos["weightless"].any(0)}
         return state, {name: values.sum(0) for name, values in infos.items() if name not in _FLAGS} | flags
 
-    def round_lanes(state: FederatedState) -> tuple[FederatedState, Info]:
-        axes = axes_of(state)
-        return over(rounds, in_axes=(axes,), out_axes=(axes, 0))(state)
-
-    parallel_start = over(start_lanes, AXIS, devices)
-    parallel_rounds = over(round_lanes, AXIS, devices, donate=True)
-
-    def init() -> FederatedState:
-        numbers = np.arange(num_clients, dtype=np.uint32)
-        if seeds_over_devices:
-            ids = np.tile(numbers, (num_devices, 1))
-            seed_rows = to_devices(np.array(seeds), num_devices)
-            params = to_devices(env_params, num_devices)
-        else:
-            ids = numbers.reshape(num_devices, -1)
-            seed_rows = np.tile(seeds, (num_devices, 1))
-            params = jax.tree.map(lambda x: _split_clients(np.asarray(x), num_devices), env_params)
-        return parallel_start(*place((seed_rows.astype(np.uint32), params, ids), devices))
-
-    def to_host(leaf: jax.Array) -> np.ndarray:
-        """[D, L, ...] of the server or an info as [S, ...]."""
-        return from_devices(leaf) if seeds_over_devices else np.asarray(row(leaf, 0))
-
-    one_env = jax.tree.map(lambda x: x[0, 0], env_params)
-    bytes_down, bytes_up = parts.client.num_bytes(jax.eval_shape(parts.client.init, jax.random.key(0), one_env, None))
-
-    def step(state: FederatedState) -> tuple[FederatedState, Info]:
-        state, info = parallel_rounds(state)
-        return state, _per_seed({name: to_host(values) for name, values in info.items()}, rounds_per_step, bytes_down, bytes_up)
-
-    def params(state: FederatedState) -> dict[str, Params]:
-        clients = state.clients.agent.learner.params
-        if seeds_over_devices:
-            clients = jax.tree.map(to_host, clients)
-        else:
-            clients = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, 1).reshape(len(seeds), -1, *x.shape[3:]), clients)
-        server = jax.tree.map(to_host, state.server.params)
-        asked = {"clients": clients} if config.eval_clients else {}
-        if config.personal == "none":
-            return {"global": server} | asked
-        shape = (len(seeds), num_clients)
-        everywhere = jax.tree.map(lambda x: np.broadcast_to(x[:, None], (*shape, *x.shape[1:])), server)
-        return {"personal": parts.sharing.merged(clients, everywhere)} | asked
-
-    def problem(info: Info) -> str | None:
-        return _problem(info, np.asarray(seeds), config.weighting, parts.aggregator.leaves_out_non_finite)
-
-    def check(state: FederatedState) -> None:
-        if not seeds_over_devices:
-            check_replicas(state.server)
-
-    warm_up = 0 if config.merge.replay == "clear" and config.participation != "buffered" else agent_config.warm_up_frames
-    return Driver(
-        init=init,
-        step=step,
-        params=params,
-        check=check,
-        problem=problem,
-        unit="rounds",
-        initial=0,
-        per_step=rounds_per_step,
-        initial_frames=num_clients * warm_up,
-        devices=names_of(devices),
-    )
-
-
-def _split_clients(x: np.ndarray, num_devices: int) -> np.ndarray:
-    """[S, N, ...] as [D, S, N / D, ...]."""
-    return np.moveaxis(x.reshape(x.shape[0], num_devices, -1, *x.shape[2:]), 1, 0)
+    return rounds
 
 
 def _per_seed(sums: dict[str, np.ndarray], rounds: int, bytes_down: int, bytes_up: int) -> Info:

@@ -20,6 +20,7 @@ import optax
 
 from dqn_jax.envs import EnvParams
 from dqn_jax.federated.aggregation import Aggregator, Report, gather, mean_of
+from dqn_jax.federated.blocks import in_blocks, rows_where
 from dqn_jax.federated.client import Client, ClientState, ClientUpdate
 from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.participation import Participation, Plan
@@ -28,8 +29,6 @@ from dqn_jax.federated.sharing import Sharing
 from dqn_jax.mapping import PLANS, lane_axes, stream_key
 from dqn_jax.networks import Network
 from dqn_jax.types import Clock, Info, Params, Tree
-
-DEFAULT_BLOCK = 16
 
 
 class FederatedState(flax.struct.PyTreeNode):
@@ -158,10 +157,10 @@ def _train_cohort(
 
     if buffered:
         begin = lambda state, row: (client.begin(state, server, now), ())  # noqa: E731
-        clients, _, _ = _in_blocks(begin, clients, _rows(plan.starts, most), config)
+        clients, _, _ = in_blocks(begin, clients, rows_where(plan.starts, most), config)
     # Who drops out after the broadcast has done nothing, so the broadcast to it is not played either.
-    ids = jnp.arange(size) if not config.varies else _rows(plan.delivers, most)
-    clients, ids, (updates, finite, epsilon) = _in_blocks(take_part, clients, ids, config)
+    ids = jnp.arange(size) if not config.varies else rows_where(plan.delivers, most)
+    clients, ids, (updates, finite, epsilon) = in_blocks(take_part, clients, ids, config)
     staleness = plan.staleness[jnp.minimum(ids, size - 1)]
     return clients, _Cohort(updates, ids < size, finite, staleness, ids, epsilon)
 
@@ -242,62 +241,6 @@ def _own_rows(plan: Plan, size: int, axis_name: str | None) -> Plan:
 def _total(x: jax.Array, axis_name: str | None) -> jax.Array:
     """Sum over the devices."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
-
-
-def _rows(mask: jax.Array, most: int) -> jax.Array:
-    """[most] int32 positions where a mask [n] is true, in order, n after the last."""
-    return jnp.nonzero(mask, size=most, fill_value=len(mask))[0]
-
-
-def _in_blocks(
-    fn: Callable[[ClientState, jax.Array], tuple[ClientState, Tree]],
-    clients: ClientState,
-    ids: jax.Array,
-    config: FederatedConfig,
-) -> tuple[ClientState, jax.Array, Tree]:
-    """`fn` on the clients at rows `ids`, a block at a time.
-
-    Args:
-      fn: (state of one client, its row) -> (state, output).
-      clients: leaves [n, ...].
-      ids: [C] int32 rows, n for none.
-      config: block size, and whether clients' clocks differ.
-
-    Returns:
-      (clients, rows [C'], outputs [C', ...]), C rounded up to whole blocks.
-    """
-    size = len(clients.stream)
-    # Blocks as even as they can be: rows that only fill up the last are trained for nothing.
-    number = -(-len(ids) // (config.block_size or DEFAULT_BLOCK))
-    block = -(-len(ids) // number)
-    ids = jnp.concatenate([ids, jnp.full(-len(ids) % block, size, ids.dtype)])
-    shared = not config.varies
-    start = clients
-
-    def is_clock(x: Tree) -> bool:
-        return isinstance(x, Clock)
-
-    def one_block(clients: ClientState, rows: jax.Array) -> tuple[ClientState, Tree]:
-        # Every block starts where shared clocks stood before the first; they end alike.
-        inside = jnp.minimum(rows, size - 1)
-        taken = jax.tree.map(
-            lambda x, at_start: at_start if is_clock(x) and shared else jax.tree.map(lambda leaf: leaf[inside], x),
-            clients,
-            start,
-            is_leaf=is_clock,
-        )
-        axes = lane_axes(taken, share_clocks=shared)
-        new, out = jax.vmap(fn, in_axes=(axes, 0), out_axes=(axes, 0))(taken, inside)
-        put = jax.tree.map(
-            lambda x, y: y if is_clock(x) and shared else jax.tree.map(lambda a, b: a.at[rows].set(b, mode="drop"), x, y),
-            clients,
-            new,
-            is_leaf=is_clock,
-        )
-        return put, out
-
-    clients, outs = jax.lax.scan(one_block, clients, ids.reshape(-1, block))
-    return clients, ids, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
 
 
 def _scaled(updates: ClientUpdate, staleness: jax.Array, config: FederatedConfig) -> Params:

@@ -53,7 +53,7 @@ def main(options: Options) -> Record:
 
 def machine() -> Record:
     """What the numbers belong to, and the block size."""
-    from dqn_jax.federated.rounds import DEFAULT_BLOCK
+    from dqn_jax.federated.blocks import DEFAULT_BLOCK
     from dqn_jax.runner.records import provenance
 
     return provenance() | {"block_size": DEFAULT_BLOCK, "local_steps": LOCAL_STEPS}
