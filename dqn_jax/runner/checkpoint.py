@@ -25,7 +25,8 @@ import numpy as np
 from dqn_jax.config import InputError, Record
 from dqn_jax.runner import peers
 
-ARRAYS = "arrays-0.npz"
+ARRAYS = "arrays-{}.npz"
+"""Name of a process's arrays, by its number."""
 """Of the first process."""
 MANIFEST = "manifest.json"
 _MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold", "patience", "ray_address")
@@ -210,7 +211,7 @@ def _to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
 
 
 def _own_arrays() -> str:
-    return f"arrays-{jax.process_index()}.npz"
+    return ARRAYS.format(jax.process_index())
 
 
 def _numbered(directory: Path) -> list[Path]:

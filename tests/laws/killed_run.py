@@ -119,7 +119,7 @@ def arm(point: str, driver):
 
     def flush(file):
         # The arrays are flushed first: half of them are on disk.
-        if file.name.endswith(checkpoint.ARRAYS) and due("save"):
+        if file.name.endswith(checkpoint.ARRAYS.format(0)) and due("save"):
             file.flush()
             os.truncate(file.name, os.path.getsize(file.name) // 2)
             kill()

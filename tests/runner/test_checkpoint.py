@@ -15,8 +15,10 @@ from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
 from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import over, place
 from dqn_jax.runner import checkpoint
-from dqn_jax.runner.checkpoint import ARRAYS, MANIFEST, DamagedCheckpoint, newest_valid, read, save
+from dqn_jax.runner.checkpoint import MANIFEST, DamagedCheckpoint, newest_valid, read, save
 from dqn_jax.runner.records import config_dict
+
+ARRAYS = checkpoint.ARRAYS.format(0)
 
 DEVICES = jax.local_devices()
 

@@ -120,7 +120,7 @@ def results(run_dir: Path) -> dict:
     """All that a run directory says, apart from how long it took."""
     newest, problems = checkpoint.newest_valid(run_dir / "checkpoints")
     assert problems == []
-    with np.load(newest.path / checkpoint.ARRAYS) as arrays:
+    with np.load(newest.path / checkpoint.ARRAYS.format(0)) as arrays:
         state = [(leaf, arrays[f"arr_{index}"].tobytes()) for index, leaf in enumerate(newest.leaves)]
     return {
         "metrics": [without_times(line) for line in read_metrics(run_dir)],
@@ -478,7 +478,7 @@ def test_a_second_run_in_a_directory_is_refused_and_nothing_is_touched(tmp_path)
 def test_a_damaged_checkpoint_costs_only_the_way_from_the_one_before(tmp_path, uninterrupted, capsys):
     loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     for name in ("step_000000000105", "step_000000000095"):
-        (tmp_path / "checkpoints" / name / checkpoint.ARRAYS).unlink()
+        (tmp_path / "checkpoints" / name / checkpoint.ARRAYS.format(0)).unlink()
     loop.run(fake_driver(), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
     out = capsys.readouterr().out
