@@ -27,7 +27,6 @@ from dqn_jax.runner import peers
 
 ARRAYS = "arrays-{}.npz"
 """Name of a process's arrays, by its number."""
-"""Of the first process."""
 MANIFEST = "manifest.json"
 _MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold", "patience", "ray_address")
 
