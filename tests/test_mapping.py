@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dqn_jax.config import InputError
-from dqn_jax.mapping import devices_for, lane_axes, local_devices, names_of, over, place, row
+from dqn_jax.mapping import devices_for, from_devices, lane_axes, local_devices, names_of, over, place, row, to_devices
 from dqn_jax.types import Clock
 
 DEVICES = jax.local_devices()
@@ -138,3 +138,13 @@ def test_nothing_is_donated_unasked():
     state = place(tree(2), DEVICES[:2])
     over(lambda tree: jax.tree.map(lambda leaf: leaf + leaf, tree), "rows", DEVICES[:2])(state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_rows_are_divided_in_order_and_come_back():
+    whole = {"seeds": np.arange(6), "envs": np.arange(12).reshape(6, 2)}
+    divided = to_devices(whole, 3)
+    assert divided["seeds"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert divided["envs"].shape == (3, 2, 2)
+    assert divided["envs"][1].tolist() == [[4, 5], [6, 7]]
+    back = from_devices(place(divided, DEVICES[:3]))
+    assert {name: values.tolist() for name, values in back.items()} == {name: x.tolist() for name, x in whole.items()}
