@@ -1,6 +1,6 @@
-"""From a config to its environment and network, and a first look at the parts that are a user's own.
+"""Builds the environment and network of a config, and tries the parts that are a user's own.
 
-Not here: shapes, which are found wrong where the parts are traced; agents, which each way of training divides as it needs.
+Not here: checks of shapes, made where parts are traced; agents, which each way of training divides as it needs.
 """
 
 import jax
@@ -23,8 +23,8 @@ def build(config: Experiment, on_host: bool = False, trial: bool = True) -> tupl
 
     Args:
       config: names them.
-      on_host: whether whoever asks can step an environment of the host too.
-      trial: whether to try a user's own parts, which workers leave to who started them.
+      on_host: whether the caller can also step an environment on the host.
+      trial: whether to try a user's own parts; workers skip it, the main process has done it.
 
     Raises:
       InputError: for an environment or part that cannot be used.
@@ -37,10 +37,10 @@ def build(config: Experiment, on_host: bool = False, trial: bool = True) -> tupl
 
 
 def try_users_parts(env: Environment, network: Network, agent: AgentConfig, networks: NetworkConfig) -> None:
-    """Acts for a batch and learns from it once, if any part of the agent is a user's own; nothing is kept.
+    """Collects a batch and makes one update, if any part of the agent is a user's own; nothing is kept.
 
     Args:
-      env: the environment; nothing is tried in one of the host, which a program cannot step.
+      env: the environment; nothing is tried in one that is stepped on the host.
       network: the Q-network.
       agent: the agent's config.
       networks: the network's.
@@ -65,7 +65,7 @@ def try_users_parts(env: Environment, network: Network, agent: AgentConfig, netw
 
 
 def _one_update(env: Environment, network: Network, config: AgentConfig) -> dict[str, jax.Array]:
-    """{what: whether all of it is finite}, and the actions."""
+    """Makes one update: {what: whether all of it is finite}, the actions and the lowest priority."""
     network_key, actor_key, learner_key = keys_of(stream_key(0))
     hyperparams = hyperparams_of(config)
     actor, learner = make_actor(env, network, config), make_learner(network, config)
@@ -75,7 +75,7 @@ def _one_update(env: Environment, network: Network, config: AgentConfig) -> dict
     def act(actor_state: ActorState, _: None) -> tuple[ActorState, Transition]:
         return actor.act(actor_state, state.params)[:2]
 
-    # The first n - 1 moments of an actor say nothing.
+    # The first n - 1 steps of an actor give no transitions.
     moments = -(-config.batch_size // config.num_envs) + config.n_step - 1
     _, transitions = jax.lax.scan(act, actor_state, length=moments)
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[-config.batch_size :], transitions)

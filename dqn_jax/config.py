@@ -35,7 +35,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_divides(name: str, value: int, number: int, of: str = "devices") -> None:
-    """Raises InputError unless `value` of something divides over a number of others."""
+    """Raises InputError unless `number` divides `value`."""
     require(value % number == 0, f"{name} is {value}, which does not divide over {number} {of}: make it a multiple of {number}")
 
 
@@ -44,7 +44,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def check_choices(section: str, config: Any) -> None:
-    """Fields of type bool or Literal have one of their values; else InputError."""
+    """Raises InputError unless every field of type bool or Literal has one of its values."""
     for name, kind in get_type_hints(type(config)).items():
         options = get_args(kind) if get_origin(kind) is Literal else (True, False) if kind is bool else None
         value = getattr(config, name)
@@ -57,14 +57,14 @@ def check_choices(section: str, config: Any) -> None:
 
 
 def check_names(section: str, config: Any, *names: str) -> None:
-    """Each named field is a string, as the name of a part is; what it stands for is seen where the part is built."""
+    """Raises InputError unless each named field is a string: the name of a part, looked up where it is built."""
     for name in names:
         value = getattr(config, name)
         require(isinstance(value, str), f"{section}{name} is {value!r}: give the name of a part, as a string")
 
 
 def check_texts(section: str, config: Any, *names: str) -> None:
-    """Each named field is a tuple of strings; else InputError."""
+    """Raises InputError unless each named field is a tuple of strings."""
     for name in names:
         value = getattr(config, name)
         require(
@@ -74,7 +74,7 @@ def check_texts(section: str, config: Any, *names: str) -> None:
 
 
 def check_whole(section: str, config: Any, *names: str, least: int = 1) -> None:
-    """Each named field is a whole number from `least` to what an int32 counter can hold; else InputError."""
+    """Raises InputError unless each named field is a whole number from `least` to what an int32 counter can hold."""
     for name in names:
         value = getattr(config, name)
         require(
@@ -86,7 +86,7 @@ def check_whole(section: str, config: Any, *names: str, least: int = 1) -> None:
 def check_number(
     section: str, config: Any, *names: str, low: float = 0.0, high: float = _MAX_NUMBER, open_low: bool = False
 ) -> None:
-    """Each named field is a finite number in [low, high], or in (low, high] when `open_low`; else InputError."""
+    """Raises InputError unless each named field is a finite number in [low, high], or in (low, high] if `open_low`."""
     for name in names:
         value = getattr(config, name)
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -139,11 +139,11 @@ class AgentConfig:
     batch_size: int = 32
     """Transitions sampled for an update."""
     replay_capacity: int = 10_000
-    """Transitions kept; the oldest go first."""
+    """Transitions kept; the oldest are overwritten first."""
     learning_starts: int = 1_000
     """Frames of experience gathered before the first update."""
     memory: Literal["uniform", "prioritised", "newest"] = "uniform"
-    """Draw all transitions alike, in proportion to a power of their priority (Schaul et al. 2016), or the last ones alone."""
+    """Draw transitions uniformly, in proportion to a power of their priority (Schaul et al. 2016), or only the newest."""
     priority_exponent: float = 0.6
     """That power (alpha), if prioritised: 0 draws all alike."""
     importance_exponent: float = 0.4
@@ -152,7 +152,7 @@ class AgentConfig:
     """Frames stored, since the memory was last empty, over which that power rises linearly to 1; None keeps it."""
 
     discount: float = 0.99
-    """gamma."""
+    """Discount factor (gamma)."""
     n_step: int = 1
     """Rewards summed before bootstrapping."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
@@ -258,7 +258,7 @@ class RunnerConfig:
     eval_episodes: int = 32
     """Greedy episodes of an evaluation, for every seed (and every environment)."""
     eval_wrappers: tuple[str, ...] | None = None
-    """Changes to the environment of evaluations; None takes those of training, without reward-clip."""
+    """Wrappers of the evaluation environment; None takes those of training, without reward-clip."""
     threshold: float | None = None
     """Greedy return whose first crossing the summary reports; None reports none."""
     checkpoint_every: int = 100_000
@@ -277,14 +277,14 @@ class RunnerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What every run is made of; a way of training adds what is its own, and how long to train."""
+    """Settings of every run; each way of training adds its own, and how long to train."""
 
     env: str = "CartPole-v1"
     """A gymnax environment with discrete actions, a user's module:function, or gymnasium:NAME."""
     env_kwargs: tuple[str, ...] = ()
-    """Arguments of what makes the environment, such as size=12."""
+    """Arguments of the environment's constructor, such as size=12."""
     wrappers: tuple[str, ...] = ()
-    """Changes to it, the first next to it: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function."""
+    """Wrappers of it, innermost first: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function."""
     max_episode_steps: int | None = None
     """Time limit of an episode; None keeps the environment's own."""
     num_devices: int | None = None
@@ -296,7 +296,7 @@ class Experiment:
     run_dir: Path = Path("runs/latest")
     """Directory of everything the run writes."""
     resume: bool = False
-    """Continue what the run directory holds; start there if it holds nothing."""
+    """Continue the run in the run directory; start one if there is none."""
     agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     runner: RunnerConfig = dataclasses.field(default_factory=RunnerConfig)
@@ -315,7 +315,7 @@ class Experiment:
         )
 
     def check_budget(self, name: str) -> None:
-        """Raises InputError unless the field that says how long to train has room for a line of metrics."""
+        """Raises InputError unless the named length of training is at least one `log_every` period."""
         check_whole("", self, name)
         period, length = self.runner.log_every, getattr(self, name)
         require(
@@ -330,7 +330,7 @@ class Experiment:
 
     @property
     def budget(self) -> int:
-        """How long to train, in what the runner's periods count."""
+        """Length of training, in the runner's unit: frames or rounds."""
         raise NotImplementedError
 
 
@@ -366,7 +366,7 @@ class FramesExperiment(Experiment):
 
 @dataclasses.dataclass(frozen=True)
 class DataParallelExperiment(FramesExperiment):
-    """One run of an agent that devices share, or of many seeds that they share."""
+    """A run of one agent divided over devices, or of many seeds divided over them."""
 
     seeds_over_devices: bool = False
     """Give each device its own seeds instead of averaging gradients over devices."""

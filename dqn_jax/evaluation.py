@@ -1,4 +1,4 @@
-"""Greedy evaluation: the first episode of each environment, once, to its end. Not here: when to evaluate.
+"""Greedy evaluation: one whole episode in each environment. Not here: when to evaluate.
 
 A window of fixed length would favour short episodes; so would taking whichever episodes end first.
 
@@ -33,15 +33,15 @@ class Evaluator(NamedTuple):
     """How a run evaluates: what `runner.run` needs to know of it."""
 
     play: Callable[[jax.Array, Params], tuple[Any, Any]]
-    """(keys [S], parameters of the driver) -> (mean returns [S, C], episodes [S] that ran into the cap), C columns."""
+    """(keys [S], parameters of the driver) -> (mean returns [S, C], episodes [S] that reached the step cap), C columns."""
     columns: list[list[Record]]
-    """What column c of seed s is, for `returns.csv`: its `env_params`, and what else there is to say of it."""
+    """[s][c]: fields of `returns.csv` for column c of seed s, such as `env_params`."""
     describe: Callable[[np.ndarray], dict[str, np.ndarray]]
     """[S, C] returns -> named numbers of each seed, `eval_return` among them."""
 
 
 class Stepping(NamedTuple):
-    """One of the two ways to step E environments: in the loop of a program, or in one of Python's between programs."""
+    """How E environments are stepped: in a compiled loop, or in a Python loop where they are on the host."""
 
     reset: Callable[[jax.Array, EnvParams], tuple[Any, jax.Array]]
     """(streams [E], params) -> (state, observations [E, ...])."""
@@ -52,7 +52,7 @@ class Stepping(NamedTuple):
     compiled: Callable[[Callable], Callable]
     """Compiles what is between two steps."""
     over_seeds: Callable[[Callable], Callable]
-    """A function of one repetition -> of all, their leading axis S."""
+    """A function of one repetition -> one of all, with a leading axis S."""
 
 
 def one_environment(
@@ -61,13 +61,13 @@ def one_environment(
     fields: Record,
     over_seeds: Callable[[Callable], Callable] = lambda one: jax.jit(jax.vmap(one)),
 ) -> Evaluator:
-    """The evaluator of one policy in one environment: `eval_return` is its mean return.
+    """Builds the evaluator of one policy in one environment: `eval_return` is its mean return.
 
     Args:
       evaluate: as `make_evaluate` makes it.
       seeds: one for each repetition.
       fields: parameters in which the environment differs from the default.
-      over_seeds: how a function of one repetition becomes one of all.
+      over_seeds: maps a function of one repetition to one of all.
     """
 
     def one(key: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
@@ -78,7 +78,7 @@ def one_environment(
 
 
 def evaluator_of(config: Experiment, env: Environment, network: Network) -> Evaluator:
-    """The evaluator of an experiment whose agents all have the environment it names, changed as evaluations want it."""
+    """Builds the evaluator of an experiment with one environment for all, with the wrappers of evaluations."""
     env = eval_env_of(config, env)
     limit = config.max_episode_steps
     fields = {} if limit is None else {"max_steps_in_episode": limit}
@@ -98,7 +98,7 @@ def make_evaluate(
       max_steps: cap on an episode's steps; None takes the environment's time limit.
 
     Returns:
-      `evaluate(key, params, env_params=the environment's) -> Evaluation`; it cannot be traced in an environment of the host.
+      `evaluate(key, params, env_params=the environment's) -> Evaluation`; not traceable where the environment is on the host.
     """
     cap = env.spec.max_episode_steps if max_steps is None else max_steps
     steps = stepping(env)
@@ -141,7 +141,7 @@ def make_evaluate(
 
 
 def stepping(env: Environment) -> Stepping:
-    """How an environment is stepped."""
+    """Chooses how an environment is stepped."""
     if env.start is None:
         return Stepping(
             reset=lambda streams, params: jax.vmap(env.init, in_axes=(0, None))(jax.vmap(reset_key)(streams), params),

@@ -24,7 +24,7 @@ class Choose(Protocol):
         Args:
           key: random key.
           q_values: [A] action values.
-          frames: [] int32 frames that the agent has taken since exploration began, those of its earlier lives included.
+          frames: [] int32 frames that the agent has taken since exploration began, also before a restart.
           hyperparams: numbers of the acting half; the rule's own are in `hyperparams.exploration`, by name.
 
         Returns:
@@ -41,13 +41,13 @@ class Exploration(NamedTuple):
 
 
 def greedy(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
-    """The first of the actions with the largest value: for networks that explore by themselves."""
+    """Returns the action with the largest value, the first on a tie: for networks with noise."""
     del key, frames, hyperparams
     return jnp.argmax(q_values).astype(jnp.int32)
 
 
 def boltzmann(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
-    """An action with a probability in proportion to exp(Q / T) (Sutton & Barto 2018, equation 13.2 with values for h)."""
+    """Samples an action in proportion to exp(Q / T) (Sutton & Barto 2018, equation 13.2 with values for h)."""
     del frames
     return jax.random.categorical(key, q_values / hyperparams.exploration["temperature"]).astype(jnp.int32)
 
@@ -55,13 +55,13 @@ def boltzmann(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparam
 boltzmann.numbers = {"temperature": 1.0}  # type: ignore[attr-defined]
 
 NO_EXPLORATION = Exploration(greedy, lambda frames, hyperparams: jnp.float32(0))
-"""What networks with noise need: they explore by themselves."""
+"""For networks with noise, which explore by themselves."""
 
 RULES: dict[str, Choose] = {"greedy": greedy, "boltzmann": boltzmann}
 
 
 def find_exploration(config: AgentConfig) -> Found:
-    """The rule that a config names; of epsilon-greedy, what it does where it does not act at random.
+    """Finds the rule that a config names; for epsilon-greedy, the greedy rule.
 
     Raises:
       InputError: for a name without meaning.
@@ -70,7 +70,7 @@ def find_exploration(config: AgentConfig) -> Found:
 
 
 def exploration_numbers(config: AgentConfig) -> dict[str, jax.Array]:
-    """The numbers of a config's rule by name, as arrays.
+    """Returns the numbers of a config's rule by name, as arrays.
 
     Raises:
       InputError: for a name without meaning, or more numbers than it takes.
@@ -83,7 +83,7 @@ def make_exploration(config: AgentConfig, give_way: bool = False) -> Exploration
 
     Args:
       config: the rule, and the schedule of epsilon.
-      give_way: whether any rule gives way to an action at random with probability epsilon, as epsilon-greedy does.
+      give_way: whether any rule's action is replaced by a random one with probability epsilon, as in epsilon-greedy.
 
     Raises:
       InputError: for a name without meaning.
@@ -101,7 +101,7 @@ def make_exploration(config: AgentConfig, give_way: bool = False) -> Exploration
     epsilon_of = {"linear": linear_epsilon, "exponential": exponential_epsilon}[config.epsilon_schedule]
 
     def choose(key: jax.Array, q_values: jax.Array, frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
-        # A key of its own: the rule must not draw what decides whether it is asked.
+        # A separate key: the rule's draws must be independent of the draw that decides whether it is used.
         action = rule(jax.random.fold_in(key, 1), q_values, frames, hyperparams)
         return at_random(key, q_values.shape[0], epsilon_of(frames, hyperparams), action)
 
@@ -109,7 +109,7 @@ def make_exploration(config: AgentConfig, give_way: bool = False) -> Exploration
 
 
 def at_random(key: jax.Array, num_actions: int, epsilon: jax.Array, action: jax.Array) -> jax.Array:
-    """A random action with probability epsilon, else the one given; epsilon-greedy where that is the greedy one.
+    """Replaces an action by a random one with probability epsilon; epsilon-greedy if it is the greedy one.
 
     Args:
       key: random key.
@@ -129,7 +129,7 @@ def at_random(key: jax.Array, num_actions: int, epsilon: jax.Array, action: jax.
 
 
 def linear_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
-    """Epsilon after `frames` frames: a straight line from start to end, then the end (Mnih et al. 2015).
+    """Computes epsilon after `frames` frames: linear from start to end, then constant (Mnih et al. 2015).
 
     Args:
       frames: [] int32 frames the agent has taken.
@@ -143,7 +143,7 @@ def linear_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Arra
 
 
 def exponential_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
-    """Epsilon after `frames` frames: the same factor every frame, reaching the end where the linear schedule does.
+    """Computes epsilon after `frames` frames: exponential decay, over as many frames as the linear one.
 
     Both ends must be above 0.
 
@@ -159,7 +159,7 @@ def exponential_epsilon(frames: jax.Array, hyperparams: ActorHyperparams) -> jax
 
 
 def _fraction(frames: jax.Array, hyperparams: ActorHyperparams) -> jax.Array:
-    """Share of the decay that is over, in [0, 1]."""
+    """Computes the share of the decay that is over, in [0, 1]."""
     chex.assert_rank(frames, 0)
     chex.assert_type(frames, int)
     since = jnp.clip(frames - hyperparams.epsilon_first_frame, 0, hyperparams.epsilon_decay_frames)

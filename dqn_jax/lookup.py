@@ -1,6 +1,6 @@
-"""A part by name, wherever a config names one: ours, ours with numbers, or a user's `module:attribute`, with numbers too.
+"""Lookup of the parts that a config names: built-in ones, or a user's `module:attribute`, either with numbers.
 
-`huber`, `huber:0.5`, `mine:munchausen`, `mine:munchausen:0.03:0.9`. The names that are ours are in the rooms they belong to.
+`huber`, `huber:0.5`, `mine:munchausen`, `mine:munchausen:0.03:0.9`. Built-in names are listed in the parts' own modules.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import jax
 from dqn_jax.config import InputError, require
 
 _NOT_THE_USERS = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
-"""Folders whose code is ours, Python's or a library's."""
+"""Folders of this package, of Python and of libraries."""
 
 
 class Found(NamedTuple):
@@ -32,17 +32,17 @@ class Found(NamedTuple):
 
 
 def is_users(spec: str) -> bool:
-    """Whether a name is a user's `module:attribute`, with numbers or without."""
+    """Tells whether a name is a user's `module:attribute`, with numbers or without."""
     return ":" in _divided(spec)[0]
 
 
 def lookup(argument: str, spec: str, named: Mapping[str, Any], usable: Callable[[Any], bool] = callable) -> Found:
-    """What `spec` stands for: a key of `named`, or an attribute of an importable module.
+    """Finds what `spec` stands for: a key of `named`, or an attribute of an importable module.
 
     Args:
       argument: the config field it comes from, for messages.
       spec: a name or "module:attribute", then numbers, all divided by colons.
-      named: what there is by name; it comes before modules.
+      named: built-in parts by name, which come before modules.
       usable: whether an attribute is of the kind wanted.
 
     Returns:
@@ -77,7 +77,7 @@ def lookup(argument: str, spec: str, named: Mapping[str, Any], usable: Callable[
 
 
 def function_of(argument: str, spec: str, found: Found, num_args: int) -> Callable:
-    """A part as a function of its arguments: the numbers of its name come after them, and what a user's raises is a sentence.
+    """Wraps a part: the numbers of its name are passed after the arguments, and a user's errors become InputErrors.
 
     Args:
       argument: the config field it comes from, for messages.
@@ -105,7 +105,7 @@ def function_of(argument: str, spec: str, found: Found, num_args: int) -> Callab
 
 
 def record_of(argument: str, spec: str, found: Found, kind: type) -> Any:
-    """A part that is a record of a kind, or a function that makes one of the numbers of its name.
+    """Returns a part that is a record of type `kind`, or that a function makes from the numbers of its name.
 
     Raises:
       InputError: where the numbers do not fit, or something else is made.
@@ -120,15 +120,15 @@ def record_of(argument: str, spec: str, found: Found, kind: type) -> Any:
 
 
 def check_kind(argument: str, spec: str, made: Any, kind: type, wanted: str) -> None:
-    """Raises InputError unless what a part has made is of a kind, which `wanted` says in words."""
+    """Raises InputError unless `made` is of type `kind`, which `wanted` names in words."""
     require(isinstance(made, kind), f"{argument} is {spec!r}, which makes a {type(made).__name__}: make {wanted}")
 
 
 def named_numbers(argument: str, spec: str, found: Found) -> dict[str, jax.Array]:
-    """The numbers of a part that declares them, as `part.numbers = {"delta": 1.0}`: its own, the first replaced by those given.
+    """Reads the numbers of a part that declares defaults, as `part.numbers = {"delta": 1.0}`; given ones replace the first.
 
     Returns:
-      {name: [] float32}, arrays so that a sweep may vary them. Those of our parts must be above 0.
+      {name: [] float32}, arrays so that a sweep may vary them. Those of built-in parts must be above 0.
 
     Raises:
       InputError: for more than it has, or others than it may have.
@@ -152,7 +152,7 @@ def strong(x: Any) -> jax.Array:
 
 
 def check_like(argument: str, spec: str, made: Any, like: Any) -> None:
-    """Raises InputError unless a part has made what has the same structure and shapes as `like`. It works on traced arrays."""
+    """Raises InputError unless `made` has the structure and shapes of `like`. It works on traced arrays."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -167,7 +167,7 @@ def check_like(argument: str, spec: str, made: Any, like: Any) -> None:
 
 @contextlib.contextmanager
 def blamed_on(argument: str, spec: str) -> Iterator[None]:
-    """Turns what a user's code raises in the body into one sentence with its file and line; what is ours raises as it is."""
+    """Turns an error of a user's code in the body into an InputError with file and line; built-in parts raise as they are."""
     try:
         yield
     except Exception as error:
@@ -179,7 +179,7 @@ def blamed_on(argument: str, spec: str) -> Iterator[None]:
 
 
 def _divided(spec: str) -> tuple[str, tuple[float, ...]]:
-    """(name, numbers): the numbers are what stands at the end."""
+    """Splits a spec into (name, numbers at its end)."""
     parts = spec.split(":")
     numbers: list[float] = []
     while len(parts) > 1 and _is_number(parts[-1]):
@@ -195,7 +195,7 @@ def _is_number(text: str) -> bool:
 
 
 def _place_of(error: Exception) -> str:
-    """Where in the user's own code an error was raised."""
+    """Finds where in the user's own code an error was raised."""
     if isinstance(error, SyntaxError):
         return f" at {error.filename}:{error.lineno}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

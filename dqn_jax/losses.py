@@ -1,4 +1,4 @@
-"""Losses of a batch: what the learner descends on, and how surprising each transition was.
+"""Losses of a batch: what the learner minimises, and a priority for each transition.
 
 A maker `(network, config) -> Loss`, chosen by `agent.loss`. Not here: weights, means and gradients, which are the learner's.
 
@@ -22,12 +22,12 @@ Numbers = Mapping[str, jax.Array]
 
 
 class LossOutput(NamedTuple):
-    """What a loss says of a batch."""
+    """The output of a loss for a batch."""
 
     loss: jax.Array
-    """[B] what is weighed, averaged and descended on."""
+    """[B] losses; the learner minimises their weighted mean."""
     priority: jax.Array
-    """[B] not negative: by it a prioritised memory draws."""
+    """[B] priorities for a prioritised memory, not negative."""
     q_tm1: jax.Array
     """[B, A] online values of the states acted on."""
     info: Info = {}
@@ -40,7 +40,7 @@ class Loss(Protocol):
     def __call__(
         self, params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers
     ) -> LossOutput:
-        """Says what to descend on.
+        """Computes the loss of a batch.
 
         Args:
           params: online parameters, which are differentiated.
@@ -72,11 +72,11 @@ LOSSES: dict[str, LossMaker] = {"squared": squared, "huber": huber}
 _ARGUMENT = "agent.loss"
 _TAKEN = {"loss", "priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age", "epsilon", "episodes", "return_sum"}
 _TAKEN |= {"terminated", "truncated", "finite", "frames", "updates", "lags", "applied", "duration"}
-"""Names of numbers that others measure."""
+"""Names of metrics that other modules define."""
 
 
 def find_loss(config: AgentConfig, loss: LossMaker | None = None) -> tuple[str, Found]:
-    """(name, maker and the numbers of its name) of a config's loss, or of the one given.
+    """Finds (name, maker and the numbers of its name) of a config's loss, or of the one given.
 
     Raises:
       InputError: for a name without meaning.
@@ -87,7 +87,7 @@ def find_loss(config: AgentConfig, loss: LossMaker | None = None) -> tuple[str, 
 
 
 def loss_numbers(config: AgentConfig, loss: LossMaker | None = None) -> dict[str, jax.Array]:
-    """The numbers of a config's loss, or of the one given, by name, as arrays.
+    """Returns the numbers of a config's loss, or of the one given, by name, as arrays.
 
     Raises:
       InputError: for a name without meaning, or more numbers than it takes.
@@ -96,7 +96,7 @@ def loss_numbers(config: AgentConfig, loss: LossMaker | None = None) -> dict[str
 
 
 def make_loss(network: Network, config: AgentConfig, loss: LossMaker | None = None) -> Loss:
-    """The loss that a config names, or that a maker given makes.
+    """Builds the loss that a config names, or that the given maker makes.
 
     Raises:
       InputError: for a name without meaning, or where a user's maker fails.
@@ -110,7 +110,7 @@ def make_loss(network: Network, config: AgentConfig, loss: LossMaker | None = No
 def check_loss(
     network: Network, config: AgentConfig, example: Transition, batch_size: int, loss: LossMaker | None = None
 ) -> None:
-    """Traces a loss on a batch of the example's shapes, which computes nothing; one of ours needs no check.
+    """Traces a user's loss on a batch of the example's shapes, which computes nothing; built-in ones need no check.
 
     Raises:
       InputError: where it fails, or what it gives has other shapes than a LossOutput or names that are taken.
@@ -140,7 +140,7 @@ def check_loss(
 
 
 def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array, Numbers], jax.Array]) -> Loss:
-    """The loss of a TD error, with the target of Q-learning or of Double Q-learning."""
+    """Builds the loss of a TD error, with the target of Q-learning or of Double Q-learning."""
 
     def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
         def one(transition: Transition) -> LossOutput:

@@ -1,8 +1,8 @@
-"""How seeds, clients, workers and replicas are mapped: `vmap`, `pmap`, or one inside the other, behind one helper.
+"""Maps functions over seeds, clients, workers and replicas: `vmap`, `pmap`, or one inside the other, by one helper.
 
 Leading axes are checked here, shards are placed here, and values cross between host and devices here. Not here: what is mapped.
 
-Devices may belong to several processes that run the same program (`runtime.Hosts`). Each process then holds the rows of its
+Devices may belong to several processes that run the same program (`runner.hosts`). Each process then holds the rows of its
 own devices, and a collective is over all of them.
 
 Shapes: D devices, S lanes of a `vmap`.
@@ -18,18 +18,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dqn_jax.config import InputError, TrainingError
 from dqn_jax.types import Clock, Tree
 
-# Streams of a run that are nobody's experience. No learner has these numbers.
+# Random streams of a run that belong to no learner: none has these numbers.
 EVALUATIONS, PLANS, ENVIRONMENTS = (np.uint32(2**32 - 1 - n) for n in range(3))
 
 
 def lane_axes(tree: chex.ArrayTree, share_clocks: bool = True) -> Tree:
-    """`vmap` axes of a state: 0 for each leaf, None for a `Clock`, unless the lanes' clocks differ."""
+    """Returns the `vmap` axes of a state: 0 for each leaf, None for a `Clock`, unless the lanes' clocks differ."""
     clock_axis = None if share_clocks else 0
     return jax.tree.map(lambda x: clock_axis if isinstance(x, Clock) else 0, tree, is_leaf=lambda x: isinstance(x, Clock))
 
 
 def lane(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
-    """One lane of a state whose lanes share their clocks."""
+    """Returns one lane of a state whose lanes share their clocks."""
 
     def pick(x: Tree) -> Tree:
         return x if isinstance(x, Clock) else x[index]
@@ -38,12 +38,12 @@ def lane(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
 
 
 def stream_key(seed: jax.Array | int, index: jax.Array | np.uint32 | int = 0) -> jax.Array:
-    """The key that learner `index` of a run draws everything from; a single learner is number 0."""
+    """Returns the key of all random numbers of learner `index`; a single learner is number 0."""
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
 def evaluation_key(seed: jax.Array | int, done: jax.Array | int) -> jax.Array:
-    """The key of the evaluation after `done` frames or rounds."""
+    """Returns the key of the evaluation after `done` frames or rounds."""
     return jax.random.fold_in(stream_key(seed, EVALUATIONS), done)
 
 
@@ -86,7 +86,7 @@ def over(
 
 
 def local_devices(count: int | None) -> list[jax.Device]:
-    """The first `count` local devices, or all of them.
+    """Returns the first `count` local devices, or all of them.
 
     Raises:
       InputError: where there are fewer.
@@ -101,7 +101,7 @@ def local_devices(count: int | None) -> list[jax.Device]:
 
 
 def devices_for(count: int | None, num_seeds: int) -> list[jax.Device]:
-    """The first `count` local devices, as `local_devices`; for None as many as `num_seeds` repetitions divide over."""
+    """Returns the first `count` local devices; for None as many as `num_seeds` repetitions divide over."""
     devices = local_devices(count)
     if count is not None:
         return devices
@@ -109,12 +109,12 @@ def devices_for(count: int | None, num_seeds: int) -> list[jax.Device]:
 
 
 def names_of(devices: Sequence[jax.Device]) -> tuple[str, ...]:
-    """What users read of devices: platform, number and kind."""
+    """Describes devices to users: platform, number and kind."""
     return tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in devices)
 
 
 def devices_of_all(count: int | None) -> list[jax.Device]:
-    """The first `count` devices of each process, or all of them, process by process; of a single process, `local_devices`.
+    """Returns the first `count` devices of each process, or all of them, in the order of the processes.
 
     Raises:
       InputError: where a process has fewer, or more than another.
@@ -128,7 +128,7 @@ def devices_of_all(count: int | None) -> list[jax.Device]:
 
 
 def own_rows(devices: Sequence[jax.Device]) -> np.ndarray:
-    """Which of the devices are this process's: all of them, where it is the only one."""
+    """Returns the indices of the devices that belong to this process."""
     return np.flatnonzero([device.process_index == jax.process_index() for device in devices])
 
 
@@ -150,12 +150,12 @@ def to_devices(tree: chex.ArrayTree, num_devices: int) -> chex.ArrayTree:
 
 
 def from_devices(tree: chex.ArrayTree) -> chex.ArrayTree:
-    """The inverse of `to_devices`: leaves [D, L, ...] as [S, ...] of the host."""
+    """Inverts `to_devices`: leaves [D, L, ...] as [S, ...] of the host."""
     return jax.tree.map(lambda x: np.concatenate(np.asarray(x)), tree)
 
 
 def row(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
-    """Own row `index` of every leaf, from the device that holds it: plain indexing would gather from all of them."""
+    """Returns own row `index` of every leaf, from the device that holds it; plain indexing would gather from all."""
     return jax.tree.map(lambda x: x.addressable_shards[index].data[0], tree)
 
 

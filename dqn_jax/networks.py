@@ -1,4 +1,4 @@
-"""Q-networks on ONE observation (callers `vmap`): a trunk of features and a head of action values, chosen apart.
+"""Q-networks on ONE observation (callers `vmap`): a trunk of features and a head of action values, chosen separately.
 
 Not here: losses, exploration.
 
@@ -18,11 +18,11 @@ from dqn_jax.types import EnvSpec, Params, Tree
 
 
 class Outputs(Protocol):
-    """What a network says of one observation: a record with action values, and whatever its loss needs besides."""
+    """The output of a network for one observation: action values, and whatever else its loss needs."""
 
     @property
     def q_values(self) -> jax.Array:
-        """[A] float32, all that acting and evaluation look at."""
+        """[A] float32, all that acting and evaluation use."""
 
 
 class QValues(NamedTuple):
@@ -36,13 +36,13 @@ class Apply(Protocol):
     """A network, as a function."""
 
     def __call__(self, params: Params, obs: jax.Array, key: jax.Array | None, carry: Tree = None) -> Outputs:
-        """Values one observation.
+        """Computes the outputs for one observation.
 
         Args:
           params: parameters.
           obs: [...] one observation.
           key: noise is drawn from it, if the network has any; None, as in greedy evaluation, leaves it out.
-          carry: what a network that remembers gave with its last outputs. None of ours does, and nobody passes it yet.
+          carry: reserved for the state of a recurrent network; always None today.
         """
 
 
@@ -143,7 +143,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        """[...] observation -> [F] features."""
+        """Maps an observation [...] to features [F]."""
 
         def activate(x: jax.Array) -> jax.Array:
             return nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
@@ -163,7 +163,7 @@ class DuelingHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """[F] features -> [A] action values."""
+        """Maps features [F] to action values [A]."""
         value, advantage = nn.Dense(1, name="value")(features), nn.Dense(self.num_actions, name="advantage")(features)
         return value + advantage - jnp.mean(advantage)
 
@@ -174,13 +174,13 @@ TRUNKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": lambda config: _of(config, None),
     "conv": lambda config: _of(config, config.channels),
 }
-"""A user's own maps a NetworkConfig, and the numbers of its name, to a flax module of one observation that gives features."""
+"""A user's own maps a NetworkConfig, and the numbers of its name, to a flax module: observation [...] -> features [F]."""
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "linear": lambda config, num_actions: nn.Dense(num_actions),
     "dueling": lambda config, num_actions: DuelingHead(num_actions),
 }
-"""A user's own maps a NetworkConfig, A, and its numbers, to a flax module of features that gives values [A] or an `Outputs`."""
+"""A user's own maps a NetworkConfig, A, and its numbers, to a flax module: features [F] -> values [A] or `Outputs`."""
 
 
 def _of(config: NetworkConfig, channels: int | None) -> nn.Module:
@@ -188,7 +188,7 @@ def _of(config: NetworkConfig, channels: int | None) -> nn.Module:
 
 
 def _patches(image: jax.Array, size: int = 3) -> jax.Array:
-    """Every size x size window of an [H, W, C] image as a row: [H - size + 1, W - size + 1, size * size * C].
+    """Extracts every size x size window of an [H, W, C] image: [H - size + 1, W - size + 1, size * size * C].
 
     A dense layer over it is a convolution. XLA's own convolution gradient is 4 to 10 times slower inside a scan on a CPU.
     """

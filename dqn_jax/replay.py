@@ -1,6 +1,6 @@
-"""Memories of transitions: rings from which batches are drawn uniformly, by priority, or the newest.
+"""Replay memories: ring buffers from which batches are drawn uniformly, by priority, or the newest.
 
-Nobody else names their fields.
+Their fields are private to this module.
 
 Boolean observations are stored eight to a byte, every other leaf in its own dtype.
 
@@ -25,7 +25,7 @@ Valid: TypeAlias = jax.Array | bool
 _LEAST = 1e-6
 """Added to a priority, so that one of 0 is drawn now and then (epsilon in Schaul et al. 2016, section 3.3)."""
 _RANGE = (1e-30, 1e28)
-"""Of a mass in the tree: more than the 0 of an empty slot, and so little that 2^31 of them have a finite sum."""
+"""Limits of a mass in the tree: above the 0 of an empty slot, and with a finite sum of 2^31 of them."""
 
 
 class Priorities(flax.struct.PyTreeNode):
@@ -78,11 +78,11 @@ class Prepare(Protocol):
     """`Memory.prepare`."""
 
     def __call__(self, state: ReplayState, params: Params, key: jax.Array) -> ReplayState:
-        """Makes ready what the updates of an agent step draw from; called once a step, before them."""
+        """Prepares the state for the updates of an agent step; called once a step, before them."""
 
 
 class Memory(NamedTuple):
-    """A memory as pure functions. Where `valid` ([] bool) is false they leave every bit as it is."""
+    """A memory as pure functions. Where `valid` ([] bool) is false they change nothing."""
 
     init: Init
     add: Add
@@ -91,13 +91,13 @@ class Memory(NamedTuple):
     update: Update
     prepare: Prepare
     clear: Callable[[ReplayState], ReplayState]
-    """state -> as if nothing had ever been added; what is stored stays until it is overwritten, and is never drawn."""
+    """state -> empty state; the old data stays in storage until it is overwritten, and is never drawn."""
     select: Callable[[jax.Array, ReplayState, ReplayState], ReplayState]
-    """(valid, new, old) -> `new` where valid, else `old`, for a new one into which nothing was written where it is not."""
+    """(valid, new, old) -> `new` where valid, else `old`; where not valid, nothing may have been written to `new`."""
 
 
 def make_memory(example: Transition, config: AgentConfig, num_shards: int = 1, axis_name: str | None = None) -> Memory:
-    """The memory that a config asks for, or one of its `num_shards` shards on the mapped axis `axis_name`."""
+    """Builds the memory of a config, or one of its `num_shards` shards on the mapped axis `axis_name`."""
     sizes = config.replay_capacity // num_shards, config.batch_size // num_shards
     if config.memory == "prioritised":
         frames = config.importance_anneal_frames
@@ -106,7 +106,7 @@ def make_memory(example: Transition, config: AgentConfig, num_shards: int = 1, a
 
 
 def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> Memory:
-    """A ring of `capacity` transitions, sampled uniformly with replacement (Lin 1992; Mnih et al. 2015).
+    """Builds a ring of `capacity` transitions, sampled uniformly with replacement (Lin 1992; Mnih et al. 2015).
 
     Args:
       example: one transition; only its shapes and dtypes matter.
@@ -152,7 +152,7 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
 
 
 def make_newest(example: Transition, capacity: int, batch_size: int) -> Memory:
-    """The same ring, of which only the last B transitions are learned from: DQN without replay, for comparison.
+    """Builds the same ring, of which only the last B transitions are drawn: DQN without replay, for comparison.
 
     Args:
       example: one transition; only its shapes and dtypes matter.
@@ -178,13 +178,13 @@ def make_prioritised_replay(
     axis_name: str | None = None,
     anneal_transitions: float | None = None,
 ) -> Memory:
-    """The same ring, sampled in proportion to p_i^alpha, p_i = |td_i| + a little, or what the loss has instead of |td|.
+    """Builds the same ring, sampled in proportion to p_i^alpha, p_i = |td_i| + 1e-6, or the loss's own priority for |td|.
 
     Draws are stratified, one from each B-th of the sum of all masses: the paper's own way, with the same expectation as
     independent draws and less variance. Importance weights are (N P(i))^-beta over the largest of the batch. beta is constant,
     as in Horgan et al. (2018), or rises to 1 as in the paper.
 
-    A priority that is not finite says nothing about its transition, which keeps the one it has; a new one then begins with the
+    A priority that is not finite is ignored: its transition keeps the one it has, and a new transition begins with the
     largest, as without a priority. Both exponents are read from the state.
 
     With `axis_name` each device draws its share of the batch from its own shard, N and P(i) being the shard's: equally full
@@ -196,7 +196,7 @@ def make_prioritised_replay(
       capacity: N, a multiple of every block that is added; it need not be a power of two.
       batch_size: B.
       axis_name: mapped axis of the shards; None where the memory is one, or each learns for itself.
-      anneal_transitions: how many are added while beta rises linearly to 1; None keeps it.
+      anneal_transitions: transitions added while beta rises linearly to 1; None keeps beta.
 
     Returns:
       The memory.
@@ -260,30 +260,30 @@ def clear(state: ReplayState) -> ReplayState:
 
 
 def select(valid: jax.Array, new: ReplayState, old: ReplayState) -> ReplayState:
-    """Chooses between two states of a ring, as `Memory.select`: what grows with it is the same in both, and is not compared."""
+    """Chooses between two states of a ring, as `Memory.select`; storage and priorities are `new`'s, without a copy."""
     large = {"storage": new.storage, "priorities": new.priorities}
     new, old = (state.replace(**dict.fromkeys(large, ())) for state in (new, old))
     return jax.tree.map(lambda x, y: jnp.where(valid, x, y), new, old).replace(**large)
 
 
 def side_by_side(rings: ReplayState) -> ReplayState:
-    """The rings of W workers [W, ...] in one storage [W N, ...]; what else they have stays [W, ...]. Not for priorities."""
+    """Joins the rings of W workers [W, ...] in one storage [W N, ...]; other leaves stay [W, ...]. Not for priorities."""
     return rings.replace(storage=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rings.storage))
 
 
 def ring_of(rings: ReplayState, worker: jax.Array) -> ReplayState:
-    """One of the rings that are `side_by_side`: not copied, but seen through."""
+    """Returns one worker's ring of rings `side_by_side`, without copying it."""
     size = len(jax.tree.leaves(rings.storage)[0]) // len(rings.added.count)
     return rings.replace(added=Clock(rings.added.count[worker]), first=worker * size)
 
 
 def put_ring(rings: ReplayState, worker: jax.Array, ring: ReplayState) -> ReplayState:
-    """The rings, one of them having become what `ring_of` gave and something was added to."""
+    """Puts back a ring that `ring_of` gave, after something was added to it."""
     return ring.replace(added=Clock(rings.added.count.at[worker].set(ring.added.count)), first=None)
 
 
 def bytes_per_transition(example: Transition) -> int:
-    """Bytes that a transition like the example takes in storage."""
+    """Returns the bytes that a transition like the example takes in storage."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(pack, example)))
 
 
@@ -293,7 +293,7 @@ def pack(transition: Transition) -> Transition:
 
 
 def unpack(packed: Transition, example: Transition) -> Transition:
-    """Inverse of `pack`, for a transition with the shapes and dtypes of `example`."""
+    """Inverts `pack`, for a transition with the shapes and dtypes of `example`."""
 
     def restore(bits: jax.Array, like: jax.Array) -> jax.Array:
         if like.dtype != bool:
@@ -304,12 +304,12 @@ def unpack(packed: Transition, example: Transition) -> Transition:
 
 
 def _slots(state: ReplayState, positions: jax.Array) -> jax.Array:
-    """Where positions of the ring are in its storage."""
+    """Maps positions in the ring to slots of its storage."""
     return positions if state.first is None else state.first + positions
 
 
 def _read(state: ReplayState, example: Transition, capacity: int, indices: jax.Array) -> Sample:
-    """The batch at `indices`, all weights 1, its transitions with the shapes and dtypes of `example`."""
+    """Reads the batch at `indices`, all weights 1, its transitions with the shapes and dtypes of `example`."""
     slots = _slots(state, indices)
     packed = jax.tree.map(lambda x: x[slots], state.storage)
     transitions = jax.vmap(lambda x: unpack(x, example))(packed)
@@ -318,12 +318,12 @@ def _read(state: ReplayState, example: Transition, capacity: int, indices: jax.A
 
 
 def _masses(priority: jax.Array, hyperparams: ReplayHyperparams) -> jax.Array:
-    """(priority + a little)^alpha: Schaul et al. (2016), equation 1."""
+    """Computes (priority + 1e-6)^alpha: Schaul et al. (2016), equation 1."""
     return jnp.clip((jnp.maximum(priority, 0.0) + _LEAST) ** hyperparams.priority_exponent, *_RANGE)
 
 
 def _prioritise(state: ReplayState, indices: jax.Array, masses: jax.Array, valid: jax.Array) -> ReplayState:
-    """The state with `masses` [B] in the slots `indices` [B] where `valid` [B], and the largest of them kept in mind."""
+    """Sets `masses` [B] in the slots `indices` [B] where `valid` [B], and updates the largest."""
     priorities = state.priorities
     largest = jnp.max(masses, initial=priorities.largest, where=valid)
     tree = sum_tree.put(priorities.tree, indices, masses, valid)

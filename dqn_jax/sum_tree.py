@@ -1,6 +1,6 @@
-"""A sum-tree: numbers (masses), and the sums from which a point of the whole finds the mass it falls on.
+"""A sum-tree: N numbers (masses), and partial sums with which one is drawn in proportion to its mass in O(log N).
 
-Inner nodes are always summed anew from their children, never changed by a difference: differences drift, and are wrong where
+Inner nodes are always recomputed from their children, never changed by a difference: differences drift, and are wrong where
 the same mass is set twice.
 
 Not here: what the masses mean.
@@ -22,7 +22,7 @@ SumTree: TypeAlias = tuple[jax.Array, ...]
 
 
 def empty(size: int, width: int = WIDTH) -> SumTree:
-    """A tree of `size` masses of 0; any size will do."""
+    """Makes a tree of `size` masses of 0; any size will do."""
     levels: list[jax.Array] = []
     while not levels or size > 1:
         # The rows of one level are the entries of the next.
@@ -32,12 +32,12 @@ def empty(size: int, width: int = WIDTH) -> SumTree:
 
 
 def total(tree: SumTree) -> jax.Array:
-    """The sum of all masses, [] float32."""
+    """Returns the sum of all masses, [] float32."""
     return jnp.sum(tree[-1])
 
 
 def put(tree: SumTree, indices: jax.Array, masses: jax.Array, valid: jax.Array) -> SumTree:
-    """Sets masses, and sums anew what is above them.
+    """Sets masses, and recomputes the sums above them.
 
     Args:
       tree: the tree.
@@ -65,10 +65,10 @@ def put(tree: SumTree, indices: jax.Array, masses: jax.Array, valid: jax.Array) 
 
 
 def find(tree: SumTree, points: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The masses that points fall on, were all masses laid end to end.
+    """Finds the masses that points fall on, with all masses laid end to end.
 
-    A mass of 0 is never found, whatever is lost to rounding. In float32 a point is known to 2^-24 of the whole: of N equal
-    masses each is found with a probability that is right to about N / 2^24 of itself (0.8% for 131,072).
+    A mass of 0 is never found, despite rounding. A float32 point is exact to 2^-24 of the total: each of N equal masses is
+    found with a probability whose relative error is about N / 2^24 (0.8% for 131,072).
 
     Args:
       tree: the tree; not all masses are 0.

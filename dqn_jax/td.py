@@ -18,7 +18,7 @@ def q_learning(
     q_t: jax.Array,
     stop_target_gradients: bool = True,
 ) -> jax.Array:
-    """TD error of Q-learning: y - Q(s, a) with y = r + discount * max_a' Q'(s', a').
+    """Computes the TD error of Q-learning: y - Q(s, a) with y = r + discount * max_a' Q'(s', a').
 
     Args:
       q_tm1: [A] online values of the state acted on.
@@ -47,7 +47,7 @@ def double_q_learning(
     q_t_selector: jax.Array,
     stop_target_gradients: bool = True,
 ) -> jax.Array:
-    """TD error of Double Q-learning: the online network chooses the next action, the target network values it.
+    """Computes the TD error of Double Q-learning: the online network chooses the next action, the target network values it.
 
     Args:
       q_tm1: [A] online values of the state acted on.
@@ -78,13 +78,13 @@ def _td_error(
 
 
 def squared_error(td_error: jax.Array) -> jax.Array:
-    """[] (y - Q)^2 of a [] TD error, the loss DQN's algorithm 1 minimises (Mnih et al. 2015): no factor of one half."""
+    """Computes (y - Q)^2 [] of a TD error [], the loss of DQN's algorithm 1 (Mnih et al. 2015): no factor of one half."""
     chex.assert_type(td_error, float)
     return jnp.square(td_error)
 
 
 def huber_loss(x: jax.Array, delta: jax.Array | float = 1.0) -> jax.Array:
-    """[] loss of a [] error x: x^2 / 2 for |x| <= delta, else delta * (|x| - delta / 2).
+    """Computes the loss [] of an error x []: x^2 / 2 for |x| <= delta, else delta * (|x| - delta / 2).
 
     Its gradient is x clipped to [-delta, delta].
 

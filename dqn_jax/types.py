@@ -1,4 +1,4 @@
-"""The records that travel between rooms. Not here: what any of them do.
+"""Record types shared by several modules. Not here: what is done with them.
 
 Shapes: B batch, S seeds; `...` are the dimensions of one observation.
 """
@@ -17,10 +17,10 @@ Params: TypeAlias = Tree
 """Network parameters: a tree of arrays, with the top-level groups `trunk` and `head`."""
 
 Info: TypeAlias = dict[str, Any]
-"""Named numbers about what a function did: arrays, on device or host."""
+"""Metrics of a function's work by name: arrays, on device or host."""
 
 Correction: TypeAlias = Callable[[Params, Params, Tree], tuple[Params, Tree]]
-"""A change to gradients before clipping: `(grads, params, memory) -> (grads, memory)`, the memory being the learner's."""
+"""A change to gradients before clipping: `(grads, params, memory) -> (grads, memory)`, the learner keeping the memory."""
 
 
 class Clock(flax.struct.PyTreeNode):
@@ -85,7 +85,7 @@ class ActorHyperparams(NamedTuple):
     epsilon_first_frame: jax.Array
     """[] int32 frame of the agent at which the decay begins."""
     exploration: dict[str, jax.Array]
-    """The rule's own, by name."""
+    """Numbers of the exploration rule, by name."""
 
 
 class LearnerHyperparams(NamedTuple):
@@ -107,13 +107,13 @@ class ReplayHyperparams(NamedTuple):
 
 
 class Hyperparams(NamedTuple):
-    """Those of all parts; `Agent.init` takes them, so a sweep is a `vmap` over this record."""
+    """Numbers of all parts; `Agent.init` takes them, so a sweep is a `vmap` over this record."""
 
     actor: ActorHyperparams
     learner: LearnerHyperparams
     replay: ReplayHyperparams
     loss: dict[str, jax.Array]
-    """The loss's own, by name, [] float32."""
+    """Numbers of the loss, by name, [] float32."""
 
 
 class Driver(NamedTuple):
@@ -127,9 +127,9 @@ class Driver(NamedTuple):
     step: Callable[[Tree], tuple[Tree, Info]]
     """state (donated) -> (state, info with leaves [S]), among them the `frames` and `updates` of the chunk, int."""
     params: Callable[[Tree], Params]
-    """state -> what its evaluator plays: online parameters, leaves [S, ...], or several such by name."""
+    """state -> parameters for the evaluator: online ones, leaves [S, ...], or several such by name."""
     check: Callable[[Tree], None]
-    """Raises TrainingError where the state breaks the driver's own promise, as unequal replicas do."""
+    """Raises TrainingError if the state is inconsistent, as with unequal replicas."""
     problem: Callable[[Info], str | None]
     """info -> what is wrong with the chunk, naming the learners and a remedy; None where nothing is."""
     unit: str

@@ -1,4 +1,4 @@
-"""How long things take in virtual time: distributions with mean 1, by name. Not here: what takes that time."""
+"""Distributions of durations in virtual time, each with mean 1, by name. Not here: what takes that time."""
 
 from collections.abc import Callable
 

@@ -1,1 +1,1 @@
-"""The mains of the jobs: above all other rooms, and alone to know every way of training."""
+"""The entry points of the jobs: the only package that imports every way of training."""

@@ -7,7 +7,7 @@ JOBS = ("data_parallel", "parameter_server", "actor_learner", "federated", "refe
 
 
 def main() -> int:
-    """Runs the job that the first argument names on the rest, and returns its exit status."""
+    """Runs the job named by the first argument with the other arguments, and returns its exit status."""
     name = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else ""
     if name not in JOBS:
         print(f"usage: dqn-jax JOB [flags], JOB one of {', '.join(JOBS)}; dqn-jax JOB --help lists its flags", file=sys.stderr)

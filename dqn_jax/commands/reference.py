@@ -63,7 +63,7 @@ def compare() -> None:
 
 
 def train():
-    """(episodes that ended, sum of their returns), each [seeds, agent steps] in the order they happened."""
+    """Trains all seeds: (episodes that ended, sum of their returns), each [seeds, agent steps] in order."""
     import jax
     import numpy as np
 
@@ -92,7 +92,7 @@ def train():
 
 
 def mean_of_last(episodes, return_sums) -> float:
-    """Mean return of a seed's last 100 episodes; where two end within the first agent step that counts, both count."""
+    """Computes the mean return of a seed's last 100 episodes, and of any others in the same agent step as the first."""
     from_the_end = episodes[::-1].cumsum()
     first = len(episodes) - 1 - int((from_the_end >= LAST_EPISODES).argmax())
     return float(return_sums[first:].sum() / episodes[first:].sum())

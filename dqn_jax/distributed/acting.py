@@ -1,6 +1,6 @@
-"""Acting where environments are: inside a program, or with programs between their steps on the host.
+"""Acting in environments that a compiled program steps, or that are stepped on the host between programs.
 
-Not here: what an actor is told and what it sends (`actors`), learning.
+Not here: what an actor receives and sends (`actors`), learning.
 
 Shapes: E environments of an actor, T environment steps.
 """
@@ -18,27 +18,27 @@ from dqn_jax.types import Info, Params, Transition, Tree
 
 
 class Moment(NamedTuple):
-    """What environments gave when they were stepped once; of T steps, leaves [T, ...]."""
+    """The result of one step of all environments; of T steps, leaves [T, ...]."""
 
     transitions: Transition
     """Leaves [E, ...]."""
     valid: jax.Array
     """[] bool."""
     info: Info
-    """Of `Actor.act`."""
+    """Info of `Actor.act`."""
 
 
 class Acting(NamedTuple):
     """An actor in its environments."""
 
     begin: Callable[[ActorState], Tree]
-    """An actor's first state -> state with environments at their beginning."""
+    """An actor's first state -> state with its environments reset."""
     play: Callable[[Tree, Params, int], tuple[Tree, Moment]]
     """(state, params, T) -> (state, moments, leaves [T, ...])."""
 
 
 def make_acting(env: Environment, actor: Actor) -> Acting:
-    """The actor where its environment is stepped; not to be traced."""
+    """Chooses how an actor's environment is stepped; not to be traced."""
     return _in_a_program(actor) if env.start is None else _on_the_host(env.start, actor)
 
 
@@ -54,7 +54,7 @@ def _in_a_program(actor: Actor) -> Acting:
 
 
 def _on_the_host(start: Callable[[list[int]], Running], actor: Actor) -> Acting:
-    """Two programs a step: one before the environments', one after it. A state is an actor's and its running environments."""
+    """Runs two programs a step, before and after the environments' step. Its state is (actor's state, environments)."""
 
     @jax.jit
     def record(state: ActorState, *rest: Tree) -> tuple[ActorState, Moment]:

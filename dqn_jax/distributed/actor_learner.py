@@ -1,8 +1,8 @@
-"""Actors that explore and a learner that learns from what they send (Horgan et al. 2018): the halves of the one agent, apart.
+"""Actors that explore and a learner that trains on their transitions (Horgan et al. 2018): two halves of one agent.
 
-An asynchronous actor sends blocks of transitions and goes on at once with the newest parameters there are; the learner makes
-as many updates for each block as the agent makes for its frames, so the ratio of samples to inserts is the agent's.
-Synchronously, everybody waits for everybody after each agent step, and together they are the plain agent.
+An asynchronous actor sends blocks of transitions and goes on at once with the newest parameters; the learner makes as many
+updates for each block as the agent makes for its frames, so the ratio of samples to inserts is the agent's. In synchronous mode
+actors and learner wait for each other after each agent step, which is the same as the plain agent.
 
 Not here: what actors do (`actors`), and where (`engines`).
 
@@ -51,7 +51,7 @@ class LearnerSide(NamedTuple):
     init: Callable[[], AgentState]
     """() -> state."""
     absorb: Callable[[AgentState, Block, bool], AgentState]
-    """(state, block, learn): stores a block, its environments divided over the devices; then, if told to, learns."""
+    """(state, block, learn) -> state: stores a block, its environments divided over the devices; learns if `learn`."""
     diagnose: Callable[[AgentState], Info]
     """`agent.diagnose`, means over the devices."""
 
@@ -87,7 +87,7 @@ def make_learner_side(
 
     def absorb(state: AgentState, block: Block, learn: bool) -> AgentState:
         def split(x: Tree) -> np.ndarray:
-            """[T, E, ...] as [D, T, E / D, ...]."""
+            """Reshapes [T, E, ...] to [D, T, E / D, ...]."""
             x = np.asarray(x)
             return np.moveaxis(x.reshape(len(x), num_devices, -1, *x.shape[2:]), 1, 0)
 
@@ -105,7 +105,7 @@ def make_learner_side(
 
 
 def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver, Evaluator]:
-    """The driver of a whole experiment, and its greedy evaluation: what `runner.run` takes.
+    """Builds the driver of an experiment, and its evaluator, for `runner.run`.
 
     Args:
       config: the experiment; its budget counts the frames of all actors.
@@ -170,7 +170,7 @@ class _LearnerRun:
             **reduce_infos(infos),
             **lag_info(np.array(lags), pool.size * config.updates_per_block),
             **pool.counts(),
-            # Of all actors: the last one's alone says little.
+            # The mean over all actors.
             "epsilon": np.nanmean(self.epsilons),
             "dropped": late,
             "samples_per_insert": updates * config.agent.batch_size / stored if stored else 0.0,
@@ -207,7 +207,7 @@ class _LearnerRun:
         self.policy = Policy(*row((agent.learner.params, agent.learner.loss_hyperparams), 0))
 
     def _next_block(self) -> tuple[Block, int, Info]:
-        """(block, its lag in versions, info): the next one that arrives, or one made of everybody's."""
+        """Receives (block, its lag in versions, info): the next one, or in synchronous mode all actors' as one."""
         assert self.pool is not None
         synchronous = self.config.actors.mode == "synchronous"
         for actor in np.flatnonzero(~self.pool.at_work).tolist():
@@ -223,7 +223,7 @@ class _LearnerRun:
             self.epsilons[news.worker] = news.info["epsilon"]
             self.pool.frames[news.worker] += self.config.frames_per_block // len(self.has if synchronous else results)
             if not synchronous:
-                # Before the learner learns: nobody waits for it.
+                # Before the learner's updates, so that the actor need not wait for them.
                 self._send(news.worker)
         ordered = [results[actor] for actor in sorted(results)]
         infos = reduce_infos([result.info for result in ordered])

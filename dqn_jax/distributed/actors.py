@@ -1,4 +1,4 @@
-"""Actors: what each explores with, the blocks of transitions it sends, and how they become one.
+"""Actors: how each explores, the blocks of transitions it sends, and how blocks are joined.
 
 Not here: where actors run (`engines`), how environments are stepped (`acting`), learning (`actor_learner`).
 
@@ -27,15 +27,15 @@ _LADDER_BASE, _LADDER_STEP = 0.4, 7.0
 
 
 class Policy(NamedTuple):
-    """What an actor is sent."""
+    """Parameters sent to an actor."""
 
     params: Params
     loss_hyperparams: dict[str, jax.Array]
-    """Of the learner, for first priorities."""
+    """The learner's, for the priorities of new transitions."""
 
 
 class Block(NamedTuple):
-    """What an actor sends."""
+    """Transitions sent by an actor."""
 
     transitions: Transition
     """Leaves [T, E, ...]."""
@@ -46,12 +46,12 @@ class Block(NamedTuple):
 
 
 def epsilon_ladder(num_actors: int) -> np.ndarray:
-    """[N] epsilon of each actor: 0.4^(1 + 7 i / (N - 1)), a single one being the first (Horgan et al. 2018, section 4)."""
+    """Computes the epsilon of each actor [N]: 0.4^(1 + 7 i / (N - 1)), 0.4 if N is 1 (Horgan et al. 2018, section 4)."""
     return _LADDER_BASE ** (1.0 + _LADDER_STEP * np.arange(num_actors) / max(1, num_actors - 1))
 
 
 def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -> ActorHyperparams:
-    """Of one actor that took `frames` frames before its latest start."""
+    """Returns the numbers of an actor that took `frames` frames before its latest start."""
     numbers = hyperparams_of(config.agent).actor
     numbers = numbers._replace(epsilon_first_frame=jnp.int32(-frames * config.actors.num_actors))
     if config.actors.exploration == "ladder":
@@ -61,7 +61,7 @@ def actor_hyperparams(config: ActorLearnerExperiment, actor: int, frames: int) -
 
 
 def make_job(config: ActorLearnerExperiment) -> Job:
-    """What an actor does, for any engine."""
+    """Makes an actor's job, for any engine."""
     env, network = build(config, on_host=True, trial=False)
     exploration = {
         "ladder": make_exploration(config.agent, give_way=True),
@@ -84,7 +84,7 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         def of_moment(transitions: Transition) -> jax.Array:
             ones = jnp.ones_like(transitions.r_t)
             sample = Sample(transitions, indices=ones, weights=ones, age=ones)
-            # The compiler leaves out the gradient, which nobody reads.
+            # The compiler leaves out the gradient, which is not used.
             return learner.grad(copy, sample, jax.random.fold_in(learner_key, version))[1]
 
         return jax.vmap(of_moment)(transitions)
@@ -104,7 +104,7 @@ def make_job(config: ActorLearnerExperiment) -> Job:
 
 
 def side_by_side(blocks: list[Block]) -> Block:
-    """Blocks of several actors as one, environments in the actors' order; a moment is valid if it is for all."""
+    """Joins blocks of several actors, environments in the actors' order; a step is valid if it is in all."""
     if len(blocks) == 1:
         return blocks[0]
     transitions, priorities = jax.tree.map(

@@ -15,12 +15,12 @@ from dqn_jax.config import (
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
-    """A parameter server: its workers, what they push, who waits for whom, and what becomes of late pushes."""
+    """A parameter server: its workers, what they push, how they synchronise, and how late pushes are treated."""
 
     num_workers: int = 4
     """Workers, each with environments of its own and a copy of the parameters."""
     mode: Literal["barrier", "asynchronous", "bounded"] = "asynchronous"
-    """Average the pushes of all workers; apply each on arrival; or that, with no worker too far ahead of the slowest."""
+    """Average the pushes of all workers; apply each on arrival; or so, with a bound on how far ahead a worker may be."""
     staleness_bound: int = 1
     """Pushes that a worker may be ahead of the slowest before it waits; read in mode bounded alone."""
     push: Literal["gradient", "delta"] = "gradient"
@@ -30,11 +30,11 @@ class ServerConfig:
     pull_period: int = 1
     """Pushes of a worker between two pulls of the server's parameters and target."""
     replay: Literal["local", "shared"] = "local"
-    """A replay for each worker, or one of all their capacity for all."""
+    """A replay for each worker, or one of their total capacity for all."""
     service_time: ServiceTime = "exponential"
     """Distribution, with mean 1, of the virtual time between a worker's pushes; real workers take their own time."""
     lag_limit: int | None = None
-    """Drop pushes that more updates than this have overtaken; None keeps all."""
+    """Drop pushes with a lag of more than this many updates; None keeps all."""
     lag_scaling: bool = False
     """Divide the step of a push by 1 + its lag (Zhang et al. 2016)."""
 
@@ -157,9 +157,9 @@ class ActorLearnerConfig:
     num_actors: int = 4
     """Actors; the agent's environments are divided over them."""
     mode: Literal["synchronous", "asynchronous"] = "asynchronous"
-    """Everybody waits for everybody after each agent step (the plain agent, to the letter), or nobody waits."""
+    """Actors and learner wait for each other after each agent step (exactly the plain agent), or do not wait."""
     exploration: Literal["ladder", "shared", "none"] = "ladder"
-    """An epsilon of its own for each actor, 0.4^(1 + 7i/(N - 1)) (Horgan et al. 2018), else following
+    """Each actor has its own epsilon, 0.4^(1 + 7i/(N - 1)) (Horgan et al. 2018), and else follows
     the agent's rule; the agent's rule and schedule for all; or none, where the network has noise."""
     acts_per_block: int = 20
     """Environment steps that an actor sends at once; synchronously, those of an agent step."""
@@ -225,7 +225,7 @@ class ActorLearnerExperiment(WorkersExperiment):
 
     @property
     def acts_per_block(self) -> int:
-        """Environment steps in a block: those of an agent step where everybody waits for it."""
+        """Environment steps in a block: in synchronous mode, those of an agent step."""
         return self.agent.acts_per_step if self.actors.mode == "synchronous" else self.actors.acts_per_block
 
     @property
@@ -240,7 +240,7 @@ class ActorLearnerExperiment(WorkersExperiment):
 
     @property
     def warm_up_blocks(self) -> int:
-        """Blocks stored before the first update; the first n - 1 moments of each actor store nothing."""
+        """Blocks stored before the first update; the first n - 1 steps of each actor store nothing."""
         missing = (self.agent.n_step - 1) * self.agent.num_envs
         return -(-(self.agent.learning_starts + missing) // self.frames_per_block)
 

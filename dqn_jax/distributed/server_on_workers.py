@@ -1,6 +1,6 @@
-"""A parameter server with real workers: the roles of the model on device, time being what passes.
+"""A parameter server with real workers, in real time: the same roles as in the model on device.
 
-Not here: where workers run (`engines`), what they do (`workers`), what becomes of a push (`roles`).
+Not here: where workers run (`engines`), what they do (`workers`), what is done with a push (`roles`).
 
 Shapes: W workers.
 """
@@ -29,13 +29,13 @@ class ServerRunState(flax.struct.PyTreeNode):
     starts: jax.Array
     """[W] int32 times that each worker has started."""
     frames: jax.Array
-    """[W] int32 frames that each worker has taken, its warm-ups apart."""
+    """[W] int32 frames that each worker has taken, without its warm-ups."""
     pushes: jax.Array
     """[W] int32 pushes of each worker."""
 
 
 def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evaluator]:
-    """The driver of a whole experiment on real workers, and its greedy evaluation: what `runner.run` takes.
+    """Builds the driver of an experiment on real workers, and its evaluator, for `runner.run`.
 
     Args:
       config: the experiment; its budget counts the frames of all workers.
@@ -80,7 +80,7 @@ class _ServerRun:
         return ServerRunState(server=self.start(), starts=nothing, frames=nothing, pushes=nothing)
 
     def step(self, state: ServerRunState) -> tuple[ServerRunState, Info]:
-        """Receives a chunk's pushes."""
+        """Receives and applies a chunk's pushes."""
         config, server, before = self.config, state.server, int(state.server.updates.count)
         pushes, again = np.array(state.pushes), 0
         if self.pool is None:
@@ -118,7 +118,7 @@ class _ServerRun:
         return state, {name: np.asarray(value)[None] for name, value in info.items()}
 
     def _begin(self, state: ServerRunState) -> int:
-        """Starts the workers, and returns the frames that they take to gather experience again: after a restart."""
+        """Starts the workers, and returns the frames of the warm-ups that they repeat after a restart."""
         pool = self.pool = WorkerPool(self.engine, np.array(state.starts), np.array(state.frames), self.config.patience)
         self.waiting = np.ones(pool.size, bool)
         # Behind a barrier: pushes since the last update, by worker.
@@ -139,7 +139,7 @@ class _ServerRun:
         self.pool.send(worker, int(server.updates.count), copy)
 
     def _take(self, server: LearnerState, result: Result, lag: int) -> tuple[LearnerState, bool]:
-        """The server after a push, and whether it counted. Behind a barrier it waits for the others, in the workers' order."""
+        """Applies a push: (server, whether it was applied). Behind a barrier, pushes are averaged once all have arrived."""
         if self.config.server.mode != "barrier":
             server, applied = self.apply(server, result.payload, lag)
             return server, bool(applied)

@@ -1,4 +1,4 @@
-"""Workers of a parameter server: how one begins, and what it does between two pushes, wherever its environments are stepped.
+"""Workers of a parameter server: their start, and their work between two pushes, wherever environments are stepped.
 
 Not here: where workers run (`engines`), the server's side (`server_on_workers`), the steps themselves (`roles`).
 
@@ -25,7 +25,7 @@ from dqn_jax.types import Info, Tree
 
 
 def make_job(config: ServerExperiment) -> Job:
-    """What a worker does, for any engine."""
+    """Makes a worker's job, for any engine."""
     env, network = build(config, on_host=True, trial=False)
     worker = make_worker(env, network, config.agent, config.server)
     begin, work = _in_a_program(config, worker) if env.start is None else _on_the_host(config, env, network, worker)
@@ -40,11 +40,11 @@ def make_job(config: ServerExperiment) -> Job:
 
 
 class _AtWork(NamedTuple):
-    """What a worker keeps."""
+    """The state of a worker between tasks."""
 
     agent: AgentState
     acting: Tree
-    """Of `acting.Acting`; nothing where the agent acts for itself."""
+    """State of `acting.Acting`; empty where a program steps the environment."""
 
 
 _Halves: TypeAlias = tuple[Callable[[Task], _AtWork], Callable[[_AtWork], tuple[_AtWork, Tree, Info]]]
@@ -52,7 +52,7 @@ _Halves: TypeAlias = tuple[Callable[[Task], _AtWork], Callable[[_AtWork], tuple[
 
 
 def _in_a_program(config: ServerExperiment, worker: Worker) -> _Halves:
-    """The agent's whole steps, compiled."""
+    """Compiles the agent's whole steps."""
     init = jax.jit(lambda number, frames, copy: worker.init(config.seed, number, copy, frames=frames))
     steps = jax.jit(worker.work)
 
@@ -67,7 +67,7 @@ def _in_a_program(config: ServerExperiment, worker: Worker) -> _Halves:
 
 
 def _on_the_host(config: ServerExperiment, env: Environment, network: Network, worker: Worker) -> _Halves:
-    """The same steps, taken apart: acting on the host, then storing and learning in a program."""
+    """Splits the same steps: acting on the host, then storing and learning in a program."""
     acting = make_acting(env, make_actor(env, network, config.agent))
     fresh = jax.jit(lambda number, frames, copy: worker.fresh(config.seed, number, copy, frames=frames))
     store = jax.jit(worker.store, donate_argnums=0)
@@ -79,7 +79,7 @@ def _on_the_host(config: ServerExperiment, env: Environment, network: Network, w
 
     def begin(task: Task) -> _AtWork:
         agent = fresh(jnp.int32(task.stream), jnp.int32(task.frames), task.params)
-        # What has left the agent is where environments are.
+        # The actor's state is kept apart from the agent, with its environments.
         agent, state = agent.replace(actor=()), acting.begin(agent.actor)
         state, moments = acting.play(state, agent.learner.params, config.agent.warm_up_acts)
         return _AtWork(store(agent, moments.transitions, moments.valid), state)

@@ -1,4 +1,4 @@
-"""Environments: what one is, where they come from, and how they are changed."""
+"""Environments: their interface, where they come from, and wrappers."""
 
 from dqn_jax.envs.by_name import env_of, eval_env_of, make_env, parse_kwargs
 from dqn_jax.envs.environment import Environment, EnvParams, EnvState, Running, TimeStep, reset_key, seeds_of

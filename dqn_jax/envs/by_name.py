@@ -1,4 +1,4 @@
-"""Environments by name: gymnax's, Gymnasium's, and a user's own, changed by wrappers. Not here: what each kind of them is."""
+"""Environments by name: gymnax's, Gymnasium's, and a user's own, with wrappers. Not here: each kind of environment."""
 
 import ast
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ def make_env(
       name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; or "gymnasium:" and a name
         registered with Gymnasium, of an environment that is stepped on the host.
       max_episode_steps: time limit in steps; None keeps the environment's own.
-      kwargs: arguments of what makes it, each as "size=12".
-      wrappers: changes to it, the first next to the environment, each as "frame-stack:4".
+      kwargs: arguments of its constructor, each as "size=12".
+      wrappers: wrappers of it, innermost first, each as "frame-stack:4".
 
     Raises:
       InputError: for a name without meaning, or an environment that cannot be made, cannot be used or has no time limit.
@@ -37,14 +37,14 @@ def make_env(
 
 
 def env_of(config: Experiment, on_host: bool = False) -> Environment:
-    """The environment that a config names, as `make_env`.
+    """Builds the environment that a config names, as `make_env`.
 
     Args:
       config: the config.
-      on_host: whether whoever asks can step an environment of the host too.
+      on_host: whether the caller can also step an environment on the host.
 
     Raises:
-      InputError: as `make_env`, and for an environment of the host where it cannot be stepped.
+      InputError: as `make_env`, and for an environment on the host that the caller cannot step.
     """
     require(
         on_host or not config.env.startswith(PREFIX),
@@ -55,10 +55,10 @@ def env_of(config: Experiment, on_host: bool = False) -> Environment:
 
 
 def eval_env_of(config: Experiment, env: Environment) -> Environment:
-    """The environment that a config's policies are evaluated in: `env`, if its wrappers are the same.
+    """Returns the environment of a config's evaluations: `env`, if its wrappers are the same.
 
     Raises:
-      InputError: where its wrappers leave other observations, actions or parameters than those of `env`.
+      InputError: if its observations, actions or parameters differ from those of `env`.
     """
     chosen = config.runner.eval_wrappers
     kept = tuple(spec for spec in config.wrappers if spec.partition(":")[0] != REWARD_CLIP)
@@ -79,7 +79,7 @@ def eval_env_of(config: Experiment, env: Environment) -> Environment:
 
 
 def parse_kwargs(kwargs: Sequence[str]) -> dict[str, object]:
-    """Arguments by name, of texts such as "size=12": values as Python writes them, and what is no such value as text.
+    """Parses texts such as "size=12" into arguments by name: Python literals, and any other value as text.
 
     Raises:
       InputError: for a text without a name and "=", or a name given twice.

@@ -1,4 +1,4 @@
-"""What an environment is: a description, and what steps it. Not here: where environments come from, batches of them."""
+"""The interface of an environment. Not here: where environments come from, batches of them."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
@@ -15,10 +15,10 @@ EnvParams: TypeAlias = Tree
 
 
 class TimeStep(NamedTuple):
-    """What one step of one environment gave."""
+    """The result of one step of one environment."""
 
     obs: jax.Array
-    """[...] observation to act on next: after an end, the first of the next episode."""
+    """[...] observation to act on next: after an episode's end, the first of the next."""
     final_obs: jax.Array
     """[...] observation this step led to, even at an end."""
     reward: jax.Array
@@ -30,22 +30,22 @@ class TimeStep(NamedTuple):
 
 
 class Running(Protocol):
-    """E environments that are stepped on the host, in mid-episode. They reset themselves after an episode's end."""
+    """E running environments that are stepped on the host. They reset automatically after an episode's end."""
 
     obs: np.ndarray
     """[E, ...] observations to act on next."""
 
     def step(self, actions: np.ndarray) -> TimeStep:
-        """Steps all of them by actions [E]; the time step has leaves [E, ...]."""
+        """Steps all of them with actions [E]; the time step has leaves [E, ...]."""
 
     def close(self) -> None:
-        """Ends them."""
+        """Closes them."""
 
 
 class Environment(NamedTuple):
-    """One environment; it resets itself after an episode's end.
+    """One environment; it resets automatically after an episode's end.
 
-    One of the host says what it is and starts; its `init` gives no more than an observation's shape, and `step` raises.
+    One that is stepped on the host has `start`; its `init` gives only an observation's shape, and its `step` raises.
     """
 
     spec: EnvSpec
@@ -56,23 +56,23 @@ class Environment(NamedTuple):
     params: EnvParams
     """Default parameters as arrays; they can differ from one environment to the next."""
     start: Callable[[Sequence[int]], Running] | None = None
-    """Of an environment that is stepped on the host: E seeds -> E of them. None where a program steps it."""
+    """E seeds -> E environments that are stepped on the host; None for one that a program steps."""
 
 
 def reset_key(stream: jax.Array) -> jax.Array:
-    """The key that a random stream's first reset draws from; step t draws from `fold_in(stream, t)`, t from 0."""
+    """Returns the key of a random stream's first reset; step t uses `fold_in(stream, t)`, t from 0."""
     return jax.random.fold_in(stream, jnp.uint32(2**32 - 1))
 
 
 def seeds_of(streams: jax.Array) -> list[int]:
-    """The seeds of environments that are stepped on the host, one for each of their random streams [E]."""
+    """Returns seeds for environments that are stepped on the host, one for each random stream [E]."""
     bits = jax.vmap(lambda stream: jax.random.bits(reset_key(stream), dtype=jnp.uint32))(streams)
     # Gymnasium takes no seed above 2^31 from some environments.
     return (np.asarray(bits) >> 1).tolist()
 
 
 def check_environment(argument: str, name: str, env: Environment) -> None:
-    """Traces a reset and a step; raises InputError where their shapes do not go together, for the part that made them."""
+    """Traces a reset and a step; raises InputError, naming the part that made them, if their shapes do not match."""
     key = jax.eval_shape(jax.random.key, 0)
     state, obs = jax.eval_shape(env.init, key, env.params)
     after, time_step = jax.eval_shape(env.step, key, state, jax.ShapeDtypeStruct((), jnp.int32), env.params)

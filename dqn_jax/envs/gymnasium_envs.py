@@ -18,7 +18,7 @@ from dqn_jax.envs.wrappers import REWARD_CLIP, joined, wrapper_of
 from dqn_jax.types import EnvSpec
 
 PREFIX = "gymnasium:"
-"""Of names of Gymnasium's environments."""
+"""Prefix of the names of Gymnasium's environments."""
 
 
 class _Copies:
@@ -51,13 +51,13 @@ class _Copies:
 def make_gymnasium(
     name: str, max_episode_steps: int | None, kwargs: Mapping[str, Any], wrappers: Sequence[str] = ()
 ) -> Environment:
-    """Describes an environment of Gymnasium's, and how it is started. It cannot be stepped inside a program.
+    """Builds an environment of Gymnasium's, which is stepped on the host and cannot be traced.
 
     Args:
       name: "gymnasium:" and its registered name.
       max_episode_steps: time limit in steps; None keeps the environment's own.
       kwargs: arguments of its constructor.
-      wrappers: changes to it, by the names of `wrappers.WRAPPERS`; a user's own maps a Gymnasium environment to another.
+      wrappers: wrappers of it, by the names of `wrappers.WRAPPERS`; a user's own maps a Gymnasium environment to another.
 
     Raises:
       InputError: where Gymnasium is not installed or cannot make it, its actions are not discrete, its observations are not one
@@ -109,7 +109,7 @@ def _describe(name: str, env: Any) -> EnvSpec:
 
 
 def final_observations(obs: np.ndarray, info: Mapping[str, Any]) -> np.ndarray:
-    """[E, ...] observations that a step led to, where `obs` already has the next episode's first."""
+    """Returns the observations [E, ...] that a step led to; `obs` may have the next episode's first."""
     if "final_obs" not in info:
         return obs
     ended = info["_final_obs"]
@@ -119,7 +119,7 @@ def final_observations(obs: np.ndarray, info: Mapping[str, Any]) -> np.ndarray:
 
 
 def _wrappers() -> dict[str, Callable[..., Any]]:
-    """What the names of `wrappers.WRAPPERS` are in Gymnasium."""
+    """Maps the names of `wrappers.WRAPPERS` to Gymnasium's wrappers."""
     from gymnasium import spaces, wrappers
 
     def frame_stack(env: Any, number: float) -> Any:

@@ -1,4 +1,4 @@
-"""gymnax environments behind our contract. The only module that imports gymnax, which starts jax's backend.
+"""gymnax environments as `Environment`s. The only module that imports gymnax, which starts jax's backend.
 
 Not here: batches of environments (callers `vmap`), time limits as terminations (the actor's choice), rewards' meaning.
 """
@@ -36,7 +36,7 @@ ELSEWHERE = "give module:function for one of your own, gymnasium:NAME for one of
 
 
 def discrete_environments() -> list[str]:
-    """Names of the environments that `make_env` accepts."""
+    """Lists the names of the gymnax environments that `make_env` accepts."""
     return [name for name in gymnax.registered_envs if name != _NEEDS_DOWNLOAD and _num_actions(*gymnax.make(name)) is not None]
 
 
@@ -69,7 +69,7 @@ def make_gymnax(name: str, max_episode_steps: int | None, kwargs: Mapping[str, o
 
 
 def from_gymnax(name: str, env: Any, params: EnvParams, max_episode_steps: int | None = None) -> Environment:
-    """A gymnax environment, registered or not, with its parameters as our contract.
+    """Wraps a gymnax environment, registered or not, as an `Environment`.
 
     Args:
       name: for messages.
@@ -116,7 +116,7 @@ def _num_actions(env: Any, params: EnvParams) -> int | None:
 
 
 def _observer(name: str, env: Any, params: EnvParams) -> Callable[[jax.Array], jax.Array]:
-    """The map from gymnax's observation to ours: one-hot for a scalar, bool where declared; bytes stay, the rest is float32."""
+    """Builds the map from gymnax's observation to ours: a scalar one-hot, 0/1 entries bool, uint8 kept, else float32."""
     space = env.observation_space(params)
 
     def observe(obs: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ _ARGUMENT = "env"
 
 
 class Functions(NamedTuple):
-    """An environment as its rules alone: what it does not say is added by `from_functions`."""
+    """An environment as a reset and a step alone; `from_functions` adds the rest."""
 
     reset: Callable[[jax.Array, EnvParams], tuple[EnvState, jax.Array]]
     """(key, params) -> (state, observation)."""
@@ -31,7 +31,7 @@ class Functions(NamedTuple):
     num_actions: int
     params: EnvParams = ()
     max_episode_steps: int | None = None
-    """Time limit in steps; None has none."""
+    """Time limit in steps; None for no limit."""
 
 
 class LimitedParams(flax.struct.PyTreeNode):
@@ -43,7 +43,7 @@ class LimitedParams(flax.struct.PyTreeNode):
 
 
 class LimitedState(flax.struct.PyTreeNode):
-    """An environment's own state and how old its episode is."""
+    """An environment's own state and the steps of its episode."""
 
     own: EnvState
     time: jax.Array
@@ -59,8 +59,8 @@ def make_users(spec: str, max_episode_steps: int | None, kwargs: Mapping[str, ob
       kwargs: arguments of the function.
 
     Raises:
-      InputError: where the function fails or returns something else, for an environment without a time limit, an observation
-        that is no array, or what it does when it is traced.
+      InputError: if the function fails or returns something else, or its environment has no time limit or no array as its
+        observation, or fails when it is traced.
     """
     found = lookup(_ARGUMENT, spec, {}, callable)
     require(not found.numbers, f"env is {spec!r}: give numbers by name, as --env-kwargs size=12")
@@ -82,7 +82,7 @@ def make_users(spec: str, max_episode_steps: int | None, kwargs: Mapping[str, ob
 
 
 def from_functions(name: str, functions: Functions, max_episode_steps: int | None = None) -> Environment:
-    """Adds to an environment's rules: a reset in the step that ends an episode, its final observation, and a time limit.
+    """Adds to an environment's rules: automatic reset, the final observation, and a time limit.
 
     Args:
       name: for messages.
@@ -133,13 +133,13 @@ def from_functions(name: str, functions: Functions, max_episode_steps: int | Non
 
 
 def parameter(params: EnvParams, name: str) -> Tree:
-    """The parameter of a name, None where an environment has none."""
+    """Returns the parameter of a name; None where there is none."""
     own = params.own if isinstance(params, LimitedParams) and name != "max_steps_in_episode" else params
     return getattr(own, name, None)
 
 
 def with_parameters(params: EnvParams, **fields: jax.Array) -> EnvParams:
-    """The parameters, some of them replaced: fields of a flax dataclass, or of a NamedTuple."""
+    """Replaces some of the parameters: fields of a flax dataclass, or of a NamedTuple."""
     if isinstance(params, LimitedParams):
         return params.replace(own=with_parameters(params.own, **fields))
     return params._replace(**fields) if hasattr(params, "_replace") else params.replace(**fields)

@@ -1,6 +1,6 @@
-"""Changes to an environment by name, as in `--wrappers frame-stack:4 sticky:0.25`: pure functions, environment to environment.
+"""Wrappers of an environment by name, as in `--wrappers frame-stack:4 sticky:0.25`: pure functions of an environment.
 
-Not here: the same changes to an environment of Gymnasium's, which are Gymnasium's own.
+Not here: wrappers of Gymnasium's environments, which are Gymnasium's own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,9 @@ from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep,
 from dqn_jax.lookup import blamed_on, check_kind, function_of, is_users, lookup
 
 REWARD_CLIP = "reward-clip"
-"""What learning may see and evaluation does not."""
+"""The wrapper that evaluations leave out by default."""
 _COIN, _RESET = np.uint32(2**32 - 2), np.uint32(2**32 - 3)
-"""Apart from the numbers of a split, which the environment's own step takes, and from `reset_key`."""
+"""For `fold_in`; not those of a `split`, which the environment's own step uses, nor of `reset_key`."""
 
 
 class Sticky(NamedTuple):
@@ -45,7 +45,7 @@ class Timed(NamedTuple):
 
 
 def frame_stack(env: Environment, number: float) -> Environment:
-    """Shows the last `number` observations as one, oldest first, an episode's first standing for those before it.
+    """Joins the last `number` observations, oldest first; an episode's first is repeated for those before it.
 
     Observations [H, W] become [H, W, number]; others are joined along their last axis (Mnih et al. 2015 take 4 frames).
     """
@@ -70,7 +70,7 @@ def frame_stack(env: Environment, number: float) -> Environment:
 
 
 def joined(frames: Sequence[Any]) -> Any:
-    """Observations as one: along their last axis, or where they are [H, W] (or numbers) along one of their own."""
+    """Joins observations along their last axis; [H, W] ones and scalars along a new last axis."""
     xp = np if isinstance(frames[0], np.ndarray) else jnp
     return (xp.stack if frames[0].ndim in (0, 2) else xp.concatenate)(frames, axis=-1)
 
@@ -86,9 +86,9 @@ def reward_clip(env: Environment, bound: float = 1.0) -> Environment:
 
 
 def sticky(env: Environment, probability: float) -> Environment:
-    """Repeats the action that was carried out last instead of the one chosen, with a probability (Machado et al. 2018, 5.1).
+    """Repeats the last action instead of the one chosen, with a probability (Machado et al. 2018, 5.1).
 
-    The first action of an episode is carried out as it is.
+    The first action of an episode is never replaced.
     """
 
     def init(key: jax.Array, params: EnvParams) -> tuple[Sticky, jax.Array]:
@@ -133,7 +133,7 @@ def time_limit(env: Environment, limit: float) -> Environment:
 
 
 def is_whole(number: float) -> bool:
-    """Whether a number is whole and at least 1."""
+    """Tells whether a number is whole and at least 1."""
     return number >= 1 and number == int(number)
 
 
@@ -143,7 +143,7 @@ _USABLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "sticky": (lambda number: 0 <= number < 1, "a probability from 0 and below 1, as sticky:0.25"),
     "time-limit": (is_whole, "a whole number of steps, as time-limit:200"),
 }
-"""What number each takes."""
+"""(whether a number is valid, what to ask for) of each."""
 
 WRAPPERS: dict[str, Callable[..., Environment]] = dict(
     zip(_USABLE, (frame_stack, reward_clip, sticky, time_limit), strict=True)
@@ -152,7 +152,7 @@ WRAPPERS: dict[str, Callable[..., Environment]] = dict(
 
 
 def wrap(env: Environment, specs: Sequence[str]) -> Environment:
-    """The environment, changed by wrappers one after the other: the first is next to it.
+    """Applies wrappers to an environment, innermost first.
 
     Raises:
       InputError: for a name without meaning, a number that cannot be used, or a user's own that makes no environment.
@@ -167,7 +167,7 @@ def wrap(env: Environment, specs: Sequence[str]) -> Environment:
 
 
 def wrapper_of(spec: str, named: Mapping[str, Callable[..., Any]]) -> Callable[[Any], Any]:
-    """The change that a name stands for, among those of `named`, which have the names of `WRAPPERS`.
+    """Finds the wrapper that a name stands for in `named`, which has the names of `WRAPPERS`.
 
     Raises:
       InputError: for a name without meaning, or a number that cannot be used.

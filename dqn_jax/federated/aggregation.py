@@ -1,4 +1,4 @@
-"""How the updates of a round become one: weights of clients, and aggregators. Not here: what the server does with it.
+"""How a round's updates are combined: weights of clients, and aggregators. Not here: what the server does with it.
 
 Shapes: C updates of a cohort, absent clients among them with weight 0.
 """
@@ -34,25 +34,25 @@ class Combine(Protocol):
     """`Aggregator.combine`."""
 
     def __call__(self, state: Tree, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> tuple[Params, Tree]:
-        """Makes one delta of leaves [C, ...] by weights [C], and the next state, both the same on every device of the axis.
+        """Combines deltas [C, ...] by weights [C]: (one delta, the next state), both the same on every device of the axis.
 
-        Weights are not negative; a client with weight 0 must not count, whatever its delta holds. Where nobody counts, neither
-        is used.
+        Weights are not negative; a client with weight 0 must not count, whatever its delta holds. Where all are 0, neither
+        result is used.
         """
 
 
 class Aggregator(NamedTuple):
-    """A way to make one delta of many."""
+    """A way to combine deltas into one."""
 
     combine: Combine
     leaves_out_non_finite: bool = False
     """Whether a client whose update is not finite may be given weight 0. Else such a client ends the run."""
     init: Callable[[Params], Tree] = lambda params: ()
-    """parameters that are shared -> state before the first round, which the server keeps."""
+    """shared parameters -> state before the first round, which the server keeps."""
 
 
 def stateless(mean: Callable[..., Params], leaves_out_non_finite: bool = False) -> Aggregator:
-    """A function of (deltas, weights, axis_name) that keeps nothing as an aggregator."""
+    """Wraps a function of (deltas, weights, axis_name) as an aggregator without state."""
 
     def combine(state: Tree, deltas: Params, weights: jax.Array, axis_name: str | None = None) -> tuple[Params, Tree]:
         return mean(deltas, weights, axis_name), state
@@ -61,7 +61,7 @@ def stateless(mean: Callable[..., Params], leaves_out_non_finite: bool = False) 
 
 
 def mean_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
-    """Weighted mean over the first axis of leaves [C, ...]; 0 where all weights are 0 (McMahan et al. 2017, FedAvg)."""
+    """Computes the weighted mean over axis 0 of leaves [C, ...]; 0 if all weights are 0 (McMahan et al. 2017, FedAvg)."""
     total = _sum(jnp.sum(weights), axis_name)
 
     def mean(x: jax.Array) -> jax.Array:
@@ -74,7 +74,7 @@ def mean_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) ->
 
 
 def median_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) -> Params:
-    """Median of each coordinate over the clients that take part, however heavy; 0 where there are none (Yin et al. 2018)."""
+    """Computes the median of each coordinate over clients with a weight above 0; 0 without any (Yin et al. 2018)."""
     deltas, weights = gather((deltas, weights), axis_name)
     present = weights > 0
     count = jnp.sum(present)
@@ -88,20 +88,20 @@ def median_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) 
 
 
 def gather(tree: Params, axis_name: str | None) -> Params:
-    """The rows of all devices: leaves [C, ...] as [D * C, ...]. For aggregators that are not sums."""
+    """Gathers the rows of all devices: leaves [C, ...] as [D * C, ...]. For aggregators that are not sums."""
     if axis_name is None:
         return tree
     return jax.lax.all_gather(tree, axis_name, tiled=True)
 
 
 def trimmed(share: float = 0.1) -> Aggregator:
-    """The mean of each coordinate without its smallest and largest values, however heavy (Yin et al. 2018, definition 2).
+    """Builds the unweighted mean of each coordinate without its smallest and largest (Yin et al. 2018, definition 2).
 
     Args:
       share: of the clients that take part, cut at each end, rounded down.
 
     Raises:
-      InputError: for a share that leaves nobody.
+      InputError: for a share that leaves no client.
     """
     require(0 <= share < 0.5, f"federated.aggregator is 'trimmed:{share:g}': give a share from 0 and below 0.5")
 
@@ -125,7 +125,7 @@ def trimmed(share: float = 0.1) -> Aggregator:
 
 
 def centred_clip(radius: float) -> Aggregator:
-    """The last aggregate v, moved by the mean of what is left of the clients' distances from it: each is cut to the radius.
+    """Builds an aggregator: the last aggregate v, plus the mean of the clients' differences from it, clipped to the radius.
 
     Source: Karimireddy, He & Jaggi (2021), Learning from history for Byzantine robust optimization, algorithm 2, with one
     iteration a round: v <- v + mean_i (delta_i - v) min(1, radius / |delta_i - v|). Before the first round v is 0.
@@ -166,7 +166,7 @@ WEIGHTINGS: dict[str, Callable[[Report], jax.Array]] = {
 
 
 def make_aggregator(spec: str) -> Aggregator:
-    """The aggregator that a config names; a user's own may be an Aggregator, or a function of (deltas, weights, numbers ...).
+    """Builds the aggregator of a config; a user's own may be an Aggregator, or a function of (deltas, weights, numbers ...).
 
     Raises:
       InputError: for a name without meaning, or numbers that do not fit.
@@ -195,12 +195,12 @@ def make_aggregator(spec: str) -> Aggregator:
 
 
 def from_function(function: Callable[[Params, jax.Array], Params]) -> Aggregator:
-    """A plain function of (deltas [C, ...], weights [C]), which sees all clients wherever they are, as an aggregator."""
+    """Wraps a function of (deltas [C, ...], weights [C]), which gets the clients of all devices, as an aggregator."""
     return stateless(lambda deltas, weights, axis_name: function(*gather((deltas, weights), axis_name)))
 
 
 def make_weighting(spec: str) -> Callable[[Report], jax.Array]:
-    """The weighting that a config names; a user's own maps a Report, and its numbers, to a weight that is not negative.
+    """Builds the weighting of a config; a user's own maps a Report, and its numbers, to a weight that is not negative.
 
     Raises:
       InputError: for a name without meaning.

@@ -19,12 +19,12 @@ from dqn_jax.config import (
 
 @dataclasses.dataclass(frozen=True)
 class MergeConfig:
-    """What becomes of each part of a client's state when it starts a round."""
+    """How each part of a client's state is set when it starts a round."""
 
     parameters: Literal["global", "keep"] = "global"
-    """Take the server's, or go on alone: then clients are independent learners, and the server holds the mean of all."""
+    """Take the server's, or keep the client's own: then clients learn alone, and the server holds the mean of all."""
     moments: Literal["reset", "keep", "average"] = "keep"
-    """The optimizer's running moments: as at first, the client's own, or the average of those that clients sent."""
+    """The optimizer's running moments: initial ones, the client's own, or the average of those that clients sent."""
     target: Literal["global", "keep", "average"] = "keep"
     """The target network: a copy of the server's parameters, the client's own, or the average of those that clients sent."""
     replay: Literal["keep", "clear"] = "keep"
@@ -59,35 +59,35 @@ class FederatedConfig:
     heterogeneity_level: float = 1.0
     """Width of the training range: 1 is all of it, 0 puts every client at its middle."""
     env_seed: int = 0
-    """Which environments are drawn: repetition i draws those of env_seed + i."""
+    """Seed of the clients' environments: repetition i has env_seed + i."""
     unseen_envs: int = 4
     """Held-out environments inside the training range, and as many beyond it."""
 
     participation: Literal["all", "fixed", "poisson", "buffered"] = "all"
-    """Who takes part: all, a fixed number, each by a coin of its own, or whoever is done first (FedBuff)."""
+    """Participants: all, a fixed number, each with the same chance, or those that finish first (FedBuff)."""
     num_clients_per_round: int | None = None
     """Participants of a round: exact when fixed, expected for poisson, updates buffered before a merge for buffered."""
     concurrency: int | None = None
-    """Clients at work at any time when buffered; None takes as many as there can be."""
+    """Clients at work at any time when buffered; None takes as many as possible."""
     service_time: ServiceTime = "exponential"
     """Distribution, with mean 1, of the virtual time a client takes for a round."""
     drop_out: float = 0.0
-    """Probability that a participant vanishes after the broadcast: it does nothing and sends nothing."""
+    """Probability that a participant drops out after the broadcast: it does nothing and sends nothing."""
     stragglers: float = 0.0
-    """Probability that a participant manages only some of its local steps, any number from 1 to K alike."""
+    """Probability that a participant makes only some of its local steps, uniformly from 1 to K."""
 
     algorithm: Literal["plain", "fedprox", "scaffold", "fednova"] = "plain"
-    """What is added to descending: nothing, a pull to the server, control variates, or division by the number of updates."""
+    """Changes to descent: none, a proximal term, control variates, or division by the number of updates."""
     proximal: float = 0.01
-    """Strength of FedProx's pull (mu)."""
+    """Strength of FedProx's proximal term (mu)."""
     transforms: tuple[str, ...] = ()
     """Changes to an update before it is sent, in order: clip:NORM, int8, top-k:SHARE, or module:transform."""
     aggregator: str = "mean"
-    """How updates become one: mean, median, trimmed:SHARE, centred-clip:RADIUS, or module:function of (deltas, weights)."""
+    """How updates are combined: mean, median, trimmed:SHARE, centred-clip:RADIUS, or module:function of (deltas, weights)."""
     weighting: str = "uniform"
     """Weight of a client: uniform, samples (frames of the round), episodes (of the round), or module:function of its report."""
     server_optimizer: str = "fedavg"
-    """Rule that takes the mean update for a gradient: fedavg, fedavgm, fedadagrad, fedadam, fedyogi, or module:function."""
+    """Optimizer that applies the mean update: fedavg, fedavgm, fedadagrad, fedadam, fedyogi, or module:function."""
     server_learning_rate: float = 1.0
     """Step size of the server."""
     personal: str = "none"
@@ -201,7 +201,7 @@ class FederatedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FederatedExperiment(Experiment):
-    """One federated run: an agent for every client, and for how many rounds. Repetitions have draws of clients of their own."""
+    """One federated run: an agent for every client, and the number of rounds. Each repetition draws its own clients."""
 
     num_seeds: int = 4
     """Independent repetitions, each with its own draw of clients, trained at once."""
@@ -258,9 +258,9 @@ class FederatedExperiment(Experiment):
 
 @dataclasses.dataclass(frozen=True)
 class PooledExperiment(FederatedExperiment):
-    """The opposite of a federated run, to compare with: one agent that learns from all clients' experience.
+    """A baseline for a federated run: one agent that learns from all clients' experience.
 
-    Of the federation, only which clients there are, how long a round is and what is played have a meaning here.
+    Of the federation's settings, only the clients, the length of a round and the evaluation are used.
     """
 
     batch_size: int = 32
@@ -276,7 +276,7 @@ class PooledExperiment(FederatedExperiment):
             not federated.eval_clients and federated.personal == "none",
             "federated.eval_clients or federated.personal is set, and pooled clients have no parameters: leave both out",
         )
-        # One counter counts everybody's frames.
+        # One counter counts all clients' frames.
         rounds, steps = self.rounds + self.runner.log_every, federated.local_steps * agent.frames_per_step
         frames = rounds * (steps + agent.warm_up_frames) * federated.num_clients
         require(

@@ -1,7 +1,7 @@
 """How clients' environments differ: environment parameters drawn from named distributions. Not here: gymnax.
 
 A distribution gives fields of the parameters ranges. A client draws u ~ U(0, 1) for each field and gets low + u (high - low);
-held-out environments draw u from the same range, or from beyond its upper end. Quantities that follow from others follow.
+held-out environments draw u from the same range, or from beyond its upper end. Fields derived from others are recomputed.
 
 Shapes: N environments.
 """
@@ -67,7 +67,7 @@ DISTRIBUTIONS = {
 
 
 def _range(name: str) -> Distribution:
-    """The distribution of one field of any environment, from "range:FIELD:LOW:HIGH"."""
+    """Parses "range:FIELD:LOW:HIGH" into a distribution of one field of any environment."""
     field, *ends = name.removeprefix(_RANGE).split(":")
     try:
         low, high = map(float, ends)
@@ -81,7 +81,7 @@ def _range(name: str) -> Distribution:
 
 
 def find_distribution(name: str) -> Distribution | None:
-    """The distribution of a name, None for "none"; a user's own is a Distribution, or a function that makes one of its numbers.
+    """Finds the distribution of a name, None for "none"; a user's own is one, or a function that makes one of its numbers.
 
     Raises:
       InputError: for a name without meaning.
@@ -98,14 +98,14 @@ def find_distribution(name: str) -> Distribution | None:
 
 
 def distribution_of(name: str, env_name: str) -> Distribution | None:
-    """The distribution of a name for one environment.
+    """Finds the distribution of a name for one environment.
 
     Raises:
       InputError: for a name without meaning, or a distribution of another environment.
     """
     distribution = find_distribution(name)
     if name.startswith(_RANGE):
-        # What follows from a field follows in any range of it.
+        # Dependent fields are recomputed for any range.
         derive = {known.env: known.derive for known in DISTRIBUTIONS.values()}
         return distribution._replace(env=env_name, derive=derive.get(env_name, distribution.derive)) if distribution else None
     if distribution is not None and distribution.env != env_name:
@@ -127,7 +127,7 @@ def draw_envs(
     Args:
       env: the environment.
       name: a name in DISTRIBUTIONS, "none", or a user's module:attribute.
-      env_seed: [] which draw.
+      env_seed: [] seed of the draw.
       num_clients: environments to train in.
       num_unseen: held-out environments inside, and as many beyond, the training range.
       level: width of the training range around its middle; 1 is all of it.
@@ -166,7 +166,7 @@ def draw_envs(
 
 
 def varied_fields(params: EnvParams, name: str) -> list[Record]:
-    """The fields that a distribution varies, for each of N environments with leaves [N, ...], as plain numbers."""
+    """Lists the fields that a distribution varies, for each of N environments with leaves [N, ...], as numbers."""
     distribution = find_distribution(name)
     count = len(jax.tree.leaves(params)[0])
     if distribution is None:
@@ -176,7 +176,7 @@ def varied_fields(params: EnvParams, name: str) -> list[Record]:
 
 
 def draw_all(env: Environment, config: FederatedConfig, num_seeds: int) -> ClientEnvs:
-    """Environments of every repetition, leaves [S, N, ...]: repetition i draws those of `env_seed + i`."""
+    """Draws the environments of every repetition, leaves [S, N, ...]: repetition i has seed `env_seed + i`."""
 
     def draw(env_seed: jax.Array) -> ClientEnvs:
         clients, unseen = config.num_clients, config.unseen_envs

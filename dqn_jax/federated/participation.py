@@ -1,6 +1,6 @@
-"""Who takes part in a round, for how many steps, and when: in virtual time, drawn from the run's own random stream.
+"""Which clients take part in a round, for how many steps, and when: in virtual time, drawn from the run's own random stream.
 
-Nobody waits: a plan is made from random numbers alone, before any client trains. Not here: what clients do.
+A plan is made from random numbers alone, before any client trains. Not here: what clients do.
 
 Shapes: N clients.
 """
@@ -17,7 +17,7 @@ from dqn_jax.virtual_time import SERVICE_TIMES
 
 
 class Plan(NamedTuple):
-    """One round."""
+    """The plan of a round."""
 
     starts: jax.Array
     """[N] bool clients that the server's parameters are broadcast to."""
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 
 
 class Participation(NamedTuple):
-    """A way to choose, as pure functions."""
+    """A way to plan rounds, as pure functions."""
 
     init: Callable[[jax.Array], Tree]
     """key -> state."""
@@ -43,20 +43,20 @@ class Participation(NamedTuple):
 
 
 class _Flights(NamedTuple):
-    """Buffered participation: who is at work."""
+    """Buffered participation: the clients at work."""
 
     flying: jax.Array
-    """[N] bool."""
+    """[N] bool, clients at work."""
     started: jax.Array
-    """[N] bool, sent off since the last merge, with the parameters of that merge."""
+    """[N] bool, started since the last merge, with the parameters of that merge."""
     remaining: jax.Array
     """[N] float32 virtual time from now until a client at work is done."""
     age: jax.Array
-    """[N] int32 merges since a client at work was sent off."""
+    """[N] int32 merges since a client at work started."""
 
 
 def make_participation(config: FederatedConfig) -> Participation:
-    """The participation that a config names."""
+    """Builds the participation that a config names."""
     if config.participation == "buffered":
         return _buffered(config)
     clients = config.num_clients
@@ -77,7 +77,7 @@ def make_participation(config: FederatedConfig) -> Participation:
             chosen &= jnp.cumsum(chosen) <= most
         delivers, steps = _failures(config, keys, chosen)
         times = SERVICE_TIMES[config.service_time](time_key, (clients,))
-        # A straggler does less in its time, it does not come home earlier.
+        # A straggler makes fewer steps in the same time; it does not finish earlier.
         duration = jnp.max(jnp.where(delivers, times, 0.0))
         return state, Plan(chosen, delivers, steps, jnp.zeros(clients, jnp.int32), duration)
 
@@ -86,13 +86,13 @@ def make_participation(config: FederatedConfig) -> Participation:
 
 
 def _poisson_bound(mean: int, clients: int) -> int:
-    """Participants that a binomial draw with this mean exceeds less than once in a hundred million rounds."""
+    """Bounds the participants of a binomial draw: exceeded less than once in a hundred million rounds."""
     variance = mean * (1 - mean / clients)
     return min(clients, int(mean + 6 * variance**0.5) + 6)
 
 
 def _failures(config: FederatedConfig, keys: list[jax.Array], chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(who of the chosen does not drop out [N], local steps [N])."""
+    """Draws (chosen clients that do not drop out [N], local steps [N])."""
     drop_key, straggle_key = keys
     shape = (config.num_clients,)
     stays = jax.random.uniform(drop_key, shape) >= config.drop_out
@@ -103,7 +103,7 @@ def _failures(config: FederatedConfig, keys: list[jax.Array], chosen: jax.Array)
 
 
 def _buffered(config: FederatedConfig) -> Participation:
-    """FedBuff (Nguyen et al. 2022): a merge whenever enough updates have arrived, others still at work.
+    """Builds FedBuff (Nguyen et al. 2022): a merge whenever enough updates have arrived, others still at work.
 
     A client that delivers is replaced at once by another, drawn from those neither at work nor with an update in the buffer. It
     starts with the parameters of the last merge, which stay current until the next.

@@ -1,4 +1,4 @@
-"""The opposite of a federation, to compare with: one agent that learns from all clients' experience, pooled.
+"""A baseline for a federation: one agent that learns from all clients' experience, pooled.
 
 It acts in every client's environments and averages its gradient over batches drawn evenly from every client's replay: the
 data-parallel agent, its shards being clients in lanes of one device. Not here: anything that stays with a client.
@@ -26,7 +26,7 @@ from dqn_jax.types import Driver, Info, Tree
 
 
 def pooled(agent_config: AgentConfig, num_clients: int, batch_size: int) -> AgentConfig:
-    """One client's config as that of an agent with all clients' environments and replay, its schedules in their frames."""
+    """Scales one client's config to an agent with all clients' environments and replay, its schedules in their frames."""
     sizes = ("num_envs", "replay_capacity", "learning_starts", "epsilon_decay_frames", "importance_anneal_frames")
     given = {name: getattr(agent_config, name) for name in sizes}
     larger = {name: num_clients * size for name, size in given.items() if size is not None}
@@ -51,7 +51,7 @@ def make_pooled(
       env: the environment.
       network: the Q-network.
       agent_config: the agent that every client would be.
-      config: the federation it stands beside.
+      config: the federation to compare with.
       env_params: parameters of the clients' environments, leaves [S, N, ...].
       seeds: S, one for each repetition.
       devices: each has repetitions of its own.
@@ -70,7 +70,7 @@ def make_pooled(
     parallel = make_data_parallel(
         env, network, whole, seeds=seeds, devices=devices, steps_per_chunk=steps, env_params=jax.device_get(env_params)
     )
-    # A pooled replay means that every transition travels once; those of the warm-up have, before the first round.
+    # A pooled replay is sent every transition once; those of the warm-up before the first round.
     transition_bytes = bytes_per_transition(example_of(env))
 
     def step(state: Tree) -> tuple[Tree, Info]:
@@ -87,7 +87,7 @@ def make_pooled(
 
 
 def from_config(config: PooledExperiment) -> tuple[Driver, Evaluator]:
-    """The driver of a whole pooled experiment and its evaluation, that of the federation: what `runner.run` takes.
+    """Builds the driver of a pooled experiment, and the federation's evaluator, for `runner.run`.
 
     Raises:
       InputError: for an environment, distribution, number of devices or sizes that cannot be used.

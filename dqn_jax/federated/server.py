@@ -1,4 +1,4 @@
-"""The server: it takes the mean update for a gradient. Not here: how updates are averaged, or by whom they were made."""
+"""The server: its optimizer steps along the mean update. Not here: how updates are made and averaged."""
 
 from collections.abc import Callable
 
@@ -27,29 +27,29 @@ SERVER_RULES: dict[str, ServerRule] = {
 }
 """McMahan et al. (2017); Hsu et al. (2019); Reddi et al. (2021), algorithm 2, as optax writes it.
 
-So moments are corrected for their start, tau is under Adagrad's root instead of beside it, and Yogi's moments start at 1e-6.
+So moments are bias-corrected, tau is under Adagrad's root instead of beside it, and Yogi's moments start at 1e-6.
 """
 
 
 class ServerState(flax.struct.PyTreeNode):
-    """All that the server knows: nothing in it is anybody's experience."""
+    """The state of the server; it holds no client's experience."""
 
     params: Params
     opt_state: optax.OptState
     learning_rate: jax.Array
     """[] float32."""
     control: Params
-    """SCAFFOLD's c; nothing without it."""
+    """SCAFFOLD's c; empty without it."""
     moments: Tree
-    """Average of the clients' optimizer states; nothing unless they are averaged."""
+    """Average of the clients' optimizer states; empty unless they are averaged."""
     target_params: Params
-    """Average of the clients' targets; nothing unless they are averaged."""
+    """Average of the clients' targets; empty unless they are averaged."""
     aggregator: Tree = ()
-    """State of the aggregator; nothing for one that keeps none."""
+    """State of the aggregator; empty for one without state."""
 
 
 def make_server_rule(spec: str) -> ServerRule:
-    """The server's optimizer that a config names; a user's own maps a learning rate, and its numbers, to an optax optimizer.
+    """Builds the server's optimizer of a config; a user's own maps a learning rate, and its numbers, to an optax optimizer.
 
     Raises:
       InputError: for a name without meaning.
@@ -61,13 +61,13 @@ def make_server_rule(spec: str) -> ServerRule:
 def init_server(
     config: FederatedConfig, rule: ServerRule, params: Params, opt_state: optax.OptState, aggregator: Tree = ()
 ) -> ServerState:
-    """The server before the first round.
+    """Builds the server's first state.
 
     Args:
       config: says what the server has to hold.
       rule: its optimizer.
-      params: the initial parameters that are shared.
-      opt_state: the optimizer state, of those, of any client before its first update.
+      params: the initial shared parameters.
+      opt_state: a client's first optimizer state, for the shared parameters.
       aggregator: the aggregator's first state.
     """
     rate = jnp.float32(config.server_learning_rate)
@@ -83,7 +83,7 @@ def init_server(
 
 
 def apply_delta(rule: ServerRule, state: ServerState, delta: Params) -> ServerState:
-    """One step of the server's optimizer along a delta: x <- rule(x, -delta)."""
+    """Makes a step of the server's optimizer along a delta: x <- rule(x, -delta)."""
     grads = jax.tree.map(jnp.negative, delta)
     params, opt_state, _ = descend(rule(state.learning_rate), state.params, grads, state.opt_state)
     return state.replace(params=params, opt_state=opt_state)

@@ -1,6 +1,6 @@
-"""Which of a client's parameters are shared, and which are its own; what an optimizer keeps of a parameter goes with it.
+"""Which of a client's parameters are shared, and which are personal; an optimizer's state of a parameter goes with it.
 
-A shared part is the whole tree with None, which is no leaf, in place of what is personal: whatever maps over trees works on it.
+A shared part is the whole tree with None, which is no leaf, in place of personal parameters: tree functions work on it.
 Not here: when parts are taken from a whole and put back.
 """
 
@@ -27,9 +27,9 @@ class Sharing(NamedTuple):
     shared: Callable[[Params], Params]
     """whole -> shared part. Leaves may have axes of clients in front."""
     merged: Callable[[Params, Params], Params]
-    """(own whole, shared part) -> whole: what is shared from the part, what is personal from one's own."""
+    """(own whole, shared part) -> whole: shared leaves from the part, personal ones from the own whole."""
     shared_moments: Callable[[Tree], Tree]
-    """Optimizer state of the whole -> that of the shared part, as the optimizer makes it: counters are in it too. Nothing where
+    """Optimizer state of the whole -> that of the shared part, as the optimizer makes it, with its counters. Empty where
     a client keeps its moments."""
     merged_moments: Callable[[Tree, Tree], Tree]
     """(own optimizer state of the whole, that of a shared part) -> of the whole."""
@@ -55,7 +55,7 @@ PERSONAL: dict[str, Callable[[Params], Tree]] = {
 
 
 def make_sharing(network: Network, agent_config: AgentConfig, config: FederatedConfig) -> Sharing:
-    """The division that a config names; a user's own maps the tree of parameters' shapes, and its numbers, to one of bools.
+    """Builds the division of a config; a user's own maps the tree of parameters' shapes, and its numbers, to one of bools.
 
     Raises:
       InputError: for a name without meaning, a tree that is not one of bools like the parameters, nothing left to share, or
@@ -97,7 +97,7 @@ def _check(spec: str, personal: Tree, shapes: Params) -> None:
 
 
 def _check_moments(spec: str, optimizer: str, part: Tree, whole: Tree) -> None:
-    """An optimizer that lays all parameters end to end has moments that cannot be told apart."""
+    """Raises InputError if the moments do not divide, as of an optimizer that flattens all parameters."""
     known, wanted = _by_path(whole), _by_path(part)
     require(
         all(name in known and known[name].shape == x.shape for name, x in wanted.items()),

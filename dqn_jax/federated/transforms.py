@@ -1,6 +1,6 @@
 """What happens to a client's update before it is sent: a chain of transforms, in the manner of optax.
 
-A transform sees the delta of one client, keeps a state of that client, and says what its output costs to send. Not here:
+A transform maps the delta of one client, keeps a state for that client, and gives the size of its output as sent. Not here:
 aggregation.
 
 Shapes: P parameters in all.
@@ -22,12 +22,12 @@ from dqn_jax.types import Params, Tree
 
 
 class Payload(NamedTuple):
-    """What goes over the wire for one update."""
+    """The size of one update as sent."""
 
     parameters: int
-    """Numbers that an update has (P)."""
+    """Numbers in an update (P)."""
     leaves: int
-    """Arrays that they are in."""
+    """Arrays in an update."""
     entries: int
     """Numbers sent."""
     bits: int = 32
@@ -51,16 +51,16 @@ class Transform(NamedTuple):
     update: Callable[[jax.Array, Tree, Params], tuple[Tree, Params]]
     """(key, state, delta) -> (state, delta as the server will see it)."""
     payload: Callable[[Payload], Payload]
-    """What is sent, given what would have been without this transform."""
+    """Size with this transform, given the size without it."""
     compress: Callable[[jax.Array, Params], Params] | None = None
-    """Of a compressor, (key, delta) -> what is left of it; `update` is this with error feedback."""
+    """For a compressor, (key, delta) -> compressed delta; `update` is this with error feedback."""
 
 
 def chain(*transforms: Transform) -> Transform:
     """Applies transforms in order, each with a state and a key of its own; none at all sends the delta as it is.
 
-    Compressors that follow one another share one memory of what was lost: with a memory each, the second would send what the
-    first has cut away.
+    Compressors that follow one another share one error memory: with a memory each, the second would send what the first has
+    cut away.
     """
     members: list[Transform] = []
     for transform in transforms:
@@ -87,11 +87,11 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def compressor(compress: Callable[[jax.Array, Params], Params], payload: Callable[[Payload], Payload]) -> Transform:
-    """A transform that sends less than it is given, and adds what was lost to what it is given next.
+    """Builds a transform that compresses its input, and adds the error to its next input.
 
     Args:
-      compress: (key, delta) -> what is left of it.
-      payload: what that costs.
+      compress: (key, delta) -> compressed delta.
+      payload: its size as sent, from the size before.
 
     Source: Seide et al. (2014); Karimireddy et al. (2019), error feedback, algorithm 1.
     """
@@ -108,7 +108,7 @@ def compressor(compress: Callable[[jax.Array, Params], Params], payload: Callabl
 
 
 def _then(first: Transform, second: Transform) -> Transform:
-    """Two compressors as one."""
+    """Joins two compressors."""
 
     def compress(key: jax.Array, delta: Params) -> Params:
         for transform, own_key in zip((first, second), jax.random.split(key), strict=True):
@@ -120,7 +120,7 @@ def _then(first: Transform, second: Transform) -> Transform:
 
 
 def from_optax(rule: optax.GradientTransformation) -> Transform:
-    """An optax transformation of updates as a transform; it sees no parameters, and what it sends is as large as before."""
+    """Wraps an optax transformation of updates; it gets no parameters, and its output is as large as its input."""
 
     def update(key: jax.Array, state: optax.OptState, delta: Params) -> tuple[optax.OptState, Params]:
         delta, state = rule.update(delta, state)
@@ -154,7 +154,7 @@ def int8() -> Transform:
 
 
 def round_to_int8(key: jax.Array, x: jax.Array) -> jax.Array:
-    """[...] rounded at random to multiples of max |x| / 127: up with the probability that keeps the mean."""
+    """Rounds x [...] at random to multiples of max |x| / 127: up with the probability that keeps the mean."""
     chex.assert_type(x, float)
     level = jnp.max(jnp.abs(x)) / 127
     steps = x / jnp.where(level > 0, level, 1.0)
@@ -187,7 +187,7 @@ def top_k(share: float) -> Transform:
 
 
 def payload_of(params: Params) -> Payload:
-    """An update of these parameters, sent as it is."""
+    """Returns the size of an uncompressed update."""
     leaves = jax.tree.leaves(params)
     size = sum(leaf.size for leaf in leaves)
     return Payload(parameters=size, leaves=len(leaves), entries=size)
@@ -197,7 +197,7 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {"clip": clip, "int8": int8, "
 
 
 def make_transforms(specs: tuple[str, ...]) -> Transform:
-    """The chain that a config names.
+    """Builds the chain that a config names.
 
     Args:
       specs: clip:NORM, int8, top-k:SHARE, or module:attribute, the attribute being a Transform, or a function that makes one of

@@ -1,1 +1,1 @@
-"""Where side effects live: the run loop, checkpoints, metrics, plots and the command line."""
+"""All side effects: the run loop, checkpoints, metrics, plots and the command line."""

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there: written under another name, checksummed, renamed into place, verified when read.
+"""Atomic checkpoints: written under a temporary name, checksummed, renamed into place, verified when read.
 
 A checkpoint is a directory `step_<frames, or rounds>` with `arrays-<process>.npz` (every leaf of the state, as that process
-has it) and `manifest.json` (what the arrays must be, where the run stood, and the config). A damaged one is named and the one
-before it is used. Of several processes each writes and reads its own arrays, and the first writes the manifest when all are
-done; they take or refuse a checkpoint together.
+has it) and `manifest.json` (checksums and shapes of the arrays, progress, and the config). A damaged one is reported and the
+one before it is used. Of several processes each writes and reads its own arrays, and the first writes the manifest when all are
+done; all accept or reject a checkpoint together.
 
 Not here: when to save.
 """
@@ -37,16 +37,16 @@ class DamagedCheckpoint(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: what the manifest says of it, its arrays still on disk."""
+    """A verified checkpoint: its manifest, with the arrays still on disk."""
 
     path: Path
     progress: Record
-    """Where the run stood, as `save` was told."""
+    """Progress of the run, as given to `save`."""
     config: Record
     leaves: list[Record]
 
     def restore(self, template: chex.ArrayTree) -> chex.ArrayTree:
-        """The saved state, each leaf placed as the template's is.
+        """Reads the saved state, each leaf placed as the template's is.
 
         Raises:
           InputError: if the template has other leaves, shapes or dtypes.
@@ -104,7 +104,7 @@ def save(directory: Path, state: chex.ArrayTree, done: int, progress: Record, co
 
 
 def _publish(aside: Path, final: Path, body: Record) -> None:
-    """Makes a whole checkpoint of arrays that are on disk."""
+    """Writes the manifest, and renames the checkpoint into place."""
     with open(aside / MANIFEST, "w") as file:
         json.dump({"sha256": _sha256(json.dumps(body).encode()), "body": body}, file)
         _flush(file)
@@ -115,7 +115,7 @@ def _publish(aside: Path, final: Path, body: Record) -> None:
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None where there has never been one, and a sentence about each damaged one.
+    """Finds the newest undamaged checkpoint, or None where there are none at all, with a sentence about each damaged one.
 
     Raises:
       InputError: if there are checkpoints and all are damaged, or one is of another number of processes.
@@ -214,7 +214,7 @@ def _own_arrays() -> str:
 
 
 def _numbered(directory: Path) -> list[Path]:
-    """Checkpoints from oldest to newest, whole or not."""
+    """Lists checkpoints from oldest to newest, damaged or not."""
     return sorted(directory.glob("step_*"))
 
 

@@ -32,7 +32,7 @@ def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] |
       The config. A flag that is unknown, or whose value cannot be used, ends the process with status 2 and a message.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # Read where an error ends, not part of any config.
+    # Read by `_explain`, not part of any config.
     first.add_argument(_DEBUG, action="store_true")
     first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
     chosen, rest = first.parse_known_args(list(sys.argv[1:] if args is None else args))

@@ -1,7 +1,7 @@
-"""A process's place among several that train together: the flags that give it, and meeting the others.
+"""Flags that give this process's place among several, and the start of jax in all of them.
 
-About the machines at hand and never part of a config, which is the same for all of them. Imports no jax at the top.
-Not here: what the processes say to each other afterwards (peers).
+Never part of a config, which is the same for all of them. Imports no jax at the top.
+Not here: communication between the processes after that (peers).
 """
 
 import argparse
@@ -21,16 +21,16 @@ from dqn_jax.config import InputError, require
 START_SECONDS = 300
 """How long a process waits for all the others to start."""
 HEARTBEAT_SECONDS = 30
-"""A process that is not heard of for so long is lost, wherever the others wait for it: jax then ends them."""
+"""Seconds without a heartbeat after which a process is lost: jax then ends the others."""
 SHUTDOWN_SECONDS = 30
-"""How long a process that ends waits for all the others to end: when a run is done they all are."""
+"""How long a process that ends waits for all the others to end."""
 FLAGS = "On several hosts, in each of their processes: --coordinator HOST:PORT --num-processes N --process-id I"
 """For `--help`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """One of several processes."""
+    """This process's place among several."""
 
     coordinator: str
     """HOST:PORT: where process 0 is, and a free port there."""
@@ -52,7 +52,7 @@ class Hosts:
 
 
 def parse_hosts(args: Sequence[str] | None = None) -> tuple[Hosts | None, list[str]]:
-    """Takes this process's place out of a command line.
+    """Parses this process's place out of a command line.
 
     Args:
       args: arguments; None takes those of the process.
@@ -81,7 +81,7 @@ def parse_hosts(args: Sequence[str] | None = None) -> tuple[Hosts | None, list[s
 def join(hosts: Hosts | None) -> None:
     """Starts jax together with the other processes; does nothing for None. To be called right after `runtime.setup`.
 
-    A process that the others do not meet in time ends with status 1 and a message.
+    If the others do not start in time, the process ends with status 1 and a message.
 
     Raises:
       InputError: in process 0, if the coordinator's port is taken.
@@ -142,7 +142,7 @@ def _check_port(hosts: Hosts) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, sentence: str) -> Iterator[None]:
-    """Ends the process with a sentence unless the body is done in time; it waits inside jax, where no exception comes."""
+    """Ends the process with a message unless the body is done in time; an exception could not interrupt a wait in jax."""
 
     def end() -> None:
         print(sentence, file=sys.stderr)

@@ -2,7 +2,7 @@
 
 python -m dqn_jax.runner.launch --num-processes 2 experiments/data_parallel.py --num-devices 2 --run-dir runs/hosts
 
-Not here: other machines (docs/cluster.md), what the processes say to each other (peers).
+Not here: other machines (docs/cluster.md), communication between the processes (peers).
 """
 
 import argparse
@@ -19,9 +19,9 @@ from dqn_jax.config import require
 from dqn_jax.runner.command_line import exit_code_of
 
 GRACE_SECONDS = 5
-"""How long the others may take to say what they saw once one has failed."""
+"""Seconds that the others get to report errors once one has failed."""
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Statuses of processes that were asked to stop, saved, and said so."""
+"""Exit statuses of processes that were asked to stop, and saved."""
 
 
 class Processes:
@@ -45,7 +45,7 @@ class Processes:
             child.send_signal(signum)
 
     def wait(self) -> int:
-        """Waits for all processes, not long once one has failed; returns the first exit status that is not 0, else 0."""
+        """Waits for all processes, GRACE_SECONDS once one has failed; returns the first exit status that is not 0, else 0."""
         first_bad = 0
         end_rest = threading.Timer(GRACE_SECONDS, self.pass_on, [signal.SIGKILL])
         end_rest.daemon = True
@@ -75,7 +75,7 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """Starts, passes SIGINT and SIGTERM on, waits."""
+    """Starts processes, passes SIGINT and SIGTERM on, and waits."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--num-processes", type=int, required=True, help="how many")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a script that takes --coordinator, and its flags")

@@ -30,27 +30,27 @@ from dqn_jax.types import Driver, Info
 
 @dataclasses.dataclass
 class _Progress:
-    """Where a run stands, over all the processes it took. Saved with every checkpoint."""
+    """Progress of a run, over all its restarts. Saved with every checkpoint."""
 
     done: int
-    """Frames of each seed, or rounds: what the driver counts in."""
+    """Frames of each seed, or rounds: the driver's unit."""
     frames: list[int]
-    """Of each seed."""
+    """Frames of each seed."""
     updates: list[int]
-    """Of each seed."""
+    """Updates of each seed."""
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
-    """What each process's start and first chunk took beyond the time of its second chunk."""
+    """Seconds of the start and first chunk, less those of the second chunk, summed over restarts."""
     timed_frames: int = 0
-    """Frames, of all seeds, of the chunks whose time is in `timed_seconds`: all but each process's first, which compiles."""
+    """Frames, of all seeds, of the chunks timed in `timed_seconds`: all but the first after each start, which compiles."""
     timed_seconds: float = 0.0
 
 
 def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> Record:
-    """Trains until every seed has had its frames or rounds, and leaves a complete run directory.
+    """Trains for the whole budget, and leaves a complete run directory.
 
-    Several processes (`runner.hosts`) run it side by side: all do and decide the same, the first one writes, and each saves its
-    own part of the state.
+    Several processes (`runner.hosts`) run it side by side: all do the same, the first one writes, and each saves its own part
+    of the state.
 
     Args:
       driver: the way of training.
@@ -98,7 +98,7 @@ class _Run:
         self.eval_names = [*evaluator.describe(np.zeros((len(self.seeds), columns))), "eval_unfinished"]
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint to go on from. Refuses before anything on disk is changed."""
+        """Finds the checkpoint to resume from; raises before anything on disk is changed."""
         found, self.problems = checkpoint.newest_valid(self.checkpoints)
         if found is not None:
             checkpoint.check_same_config(found.config, self.config_dict)
@@ -166,7 +166,7 @@ class _Run:
         return state, info
 
     def _line(self, info: Info) -> Record:
-        """One line of metrics, its keys always the same; lists have one entry per seed.
+        """Builds one line of metrics, its keys always the same; lists have one entry per seed.
 
         `frames` and `updates` are those of each seed, `env_steps` are of all of them.
         """
@@ -187,7 +187,7 @@ class _Run:
         }
 
     def _counts(self) -> Record:
-        """Frames and updates: one number where they are the same for all seeds."""
+        """Returns frames and updates: one number where they are the same for all seeds."""
         frames, updates = self.progress.frames, self.progress.updates
         if self.driver.unit == "frames":
             return {"frames": frames[0], "updates": updates[0] if self.driver.lockstep else updates}
@@ -197,13 +197,13 @@ class _Run:
         return f"{self.progress.done:,} {self.driver.unit}"
 
     def _evaluation(self, state: Any) -> Record:
-        """Greedy returns of every seed, for the metrics, and as rows of `returns.csv`."""
+        """Evaluates every seed greedily, for the metrics and as rows of `returns.csv`."""
         result, returns = self._play(state)
         self._write_returns(returns)
         return result
 
     def _play(self, state: Any) -> tuple[Record, np.ndarray]:
-        """(named numbers of each seed, returns [S, C])."""
+        """Plays the current parameters: (metrics of each seed, returns [S, C])."""
         keys = jax.vmap(evaluation_key, in_axes=(0, None))(jnp.asarray(self.seeds), self.progress.done)
         returns, unfinished = (np.asarray(values) for values in self.evaluator.play(keys, self.driver.params(state)))
         return self.evaluator.describe(returns) | {"eval_unfinished": unfinished}, returns
@@ -247,7 +247,7 @@ class _Run:
         return self.elapsed_before + time.perf_counter() - self.started
 
     def _finish(self, state: Any) -> Record:
-        """Plays the final parameters, writes the summary and the plot; the summary is the first process's in all."""
+        """Plays the final parameters, writes the summary and the plot; all processes return the first one's summary."""
         result, table = self._play(state)
         return peers.gather(self._summarise(result, table) if peers.is_first() else None, "summary")[0]
 
@@ -282,10 +282,10 @@ class _Run:
 
 
 def _asked(stop: StopRequest) -> int | None:
-    """The signal that this process or another was sent: all stop after the same chunk."""
+    """Returns the signal that any process was sent, if any: all stop after the same chunk."""
     return next((signum for signum in peers.gather(stop.signum, "next chunk") if signum is not None), None)
 
 
 def _crossed(period: int, before: int, now: int) -> bool:
-    """Whether a multiple of `period` lies in (before, now]; so periods hold whatever the size of a chunk."""
+    """Tells whether a multiple of `period` lies in (before, now]; so periods hold whatever the size of a chunk."""
     return now // period > before // period

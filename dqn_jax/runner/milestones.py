@@ -1,4 +1,4 @@
-"""When a run got where, and whether it stayed there, from its metrics. Not here: the final returns."""
+"""Best return, later decay and time to a threshold, from a run's metrics. Not here: the final returns."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from dqn_jax.config import Record
 
 
 def milestones(lines: list[Record], final: np.ndarray, threshold: float | None) -> Record:
-    """What the evaluations of a run say, one entry per seed.
+    """Computes the milestones of a run, one entry per seed.
 
     Args:
       lines: those of `metrics.jsonl`.

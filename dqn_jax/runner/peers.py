@@ -1,10 +1,10 @@
-"""What the processes of one run say to each other: values gathered, errors shared, each wait with a time limit.
+"""Communication between the processes of one run: gathered values and shared errors, each wait with a time limit.
 
-A process on its own gets its own words back, at no cost. All processes call these functions at the same points. They meet
-here right before each chunk, so who is late is waited for here and not inside a collective, which has no time limit of its own:
-a peer that dies in a chunk breaks the connection or misses its heartbeats (hosts), and `chunk_limit` ends what is left.
+A single process gets its own values back, at no cost. All processes call these functions at the same points, one of them right
+before each chunk, so a late process is awaited here and not inside a collective, which has no time limit of its own. A process
+that dies in a chunk breaks the connection or misses its heartbeats (hosts), and `chunk_limit` ends the others.
 
-Not here: arrays on devices (mapping), how processes meet (hosts).
+Not here: arrays on devices (mapping), how processes are connected (hosts).
 """
 
 import atexit
@@ -32,7 +32,7 @@ CHUNK_SECONDS = 3600
 """How long a chunk of several processes may take, compilation included."""
 _TOKEN = ".shared"
 _numbers = itertools.count()
-"""Of the conversations: all processes have the same ones, in the same order."""
+"""Numbers of the calls of `gather`, the same in all processes."""
 
 
 class PeerLost(TrainingError):
@@ -46,12 +46,12 @@ class PeerLost(TrainingError):
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what there is only one of."""
+    """Tells whether this process is the first, which writes the shared files."""
     return jax.process_index() == 0
 
 
 def gather(value: Any, what: str) -> list[Any]:
-    """The JSON values that all processes give, in the order of the processes.
+    """Gathers a JSON value of each process, in the order of the processes.
 
     Args:
       value: this process's.
@@ -75,7 +75,7 @@ def gather(value: Any, what: str) -> list[Any]:
         raise PeerLost(f"{what}: waited {WAIT_SECONDS} s" if late else f"{what}: it is gone") from error
     said = [json.loads(text) for _, text in sorted(client.key_value_dir_get(f"dqn_jax/{number}/"))]
     if is_first() and number:
-        # All have come to this one, so all have read the one before.
+        # All processes reached this call, so all have read the values of the one before.
         client.key_value_delete(f"dqn_jax/{number - 1}/")
     return said
 
@@ -86,7 +86,7 @@ def wait(what: str) -> None:
 
 
 def agreed(attempt: Callable[[], Result], what: str) -> Result:
-    """What `attempt` returns here; where it raises InputError or TrainingError in any process, all raise the first of them."""
+    """Calls `attempt`; where it raises InputError or TrainingError in any process, all raise the first of them."""
     result, error = None, None
     try:
         result = attempt()
@@ -140,7 +140,7 @@ def check_shared(run_dir: Path) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Context of what processes do together: a collective whose other end is gone raises PeerLost in place of jax's error."""
+    """Raises PeerLost in place of jax's error where a collective in the body has lost another process."""
     try:
         yield
     except (PeerLost, jax.errors.JaxRuntimeError) as error:
@@ -153,7 +153,7 @@ def together() -> Iterator[None]:
 
 
 def chunk_limit() -> contextlib.AbstractContextManager[None]:
-    """Context of one chunk: it ends the process with a message if the chunk takes too long."""
+    """Ends the process with a message if the body, one chunk, takes too long."""
     if jax.process_count() == 1:
         return contextlib.nullcontext()
     return time_limit(

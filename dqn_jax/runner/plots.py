@@ -1,4 +1,4 @@
-"""Figures drawn from a run directory's files, never by training again: `python -m dqn_jax.runner.plots RUN_DIR`."""
+"""Figures drawn from a run directory's files, without training again: `python -m dqn_jax.runner.plots RUN_DIR`."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ _LABELS = {
 
 
 def curves(rows: list[Record], unit: str) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """{(policy, split): (frames or rounds [T], returns [S, T], the mean over environments)} of `returns.csv`'s rows."""
+    """Groups rows of `returns.csv`: {(policy, split): (frames or rounds [T], mean returns over environments [S, T])}."""
     table: dict[tuple[str, str], dict[tuple[int, int], list[float]]] = {}
     for row in rows:
         table.setdefault((row["policy"], row["split"]), {}).setdefault((row["seed"], row[unit]), []).append(row["return"])
@@ -40,7 +40,7 @@ def curves(rows: list[Record], unit: str) -> dict[tuple[str, str], tuple[np.ndar
 
 
 def learning_curve(run_dir: Path) -> Figure:
-    """Greedy return, mean over seeds with its 95% bootstrap band, each seed thin; training return dotted."""
+    """Draws the greedy return, mean with 95% bootstrap band and each seed, and the training return (dotted)."""
     config = json.loads((run_dir / CONFIG).read_text())
     metrics = read_metrics(run_dir)
     unit = "rounds" if "rounds" in metrics[0] else "frames"
@@ -84,7 +84,7 @@ def band(axes: Axes, times: np.ndarray, values: np.ndarray, color: str, label: s
 
 
 def clients_figure(run_dir: Path) -> Figure:
-    """Of a federated run: greedy return of what the server shares for each client over the rounds, and the clients' drift.
+    """Draws for a federated run: the federation's greedy return at each client over the rounds, and the clients' drift.
 
     Clients of all seeds are rows, the worst at the end of the run at the bottom.
     """

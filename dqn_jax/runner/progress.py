@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar in a terminal, one line per evaluation elsewhere. Not here: files."""
+"""The display of a run's progress: a live bar in a terminal, one line per evaluation elsewhere. Not here: files."""
 
 from typing import Self
 
@@ -11,7 +11,7 @@ from dqn_jax.runner import peers
 
 
 class Display:
-    """Shows metrics lines as they come; of several processes, in the first."""
+    """Shows metrics lines as they come; only the first of several processes does."""
 
     def __init__(self, budget: int, done: int, unit: str, console: Console | None = None) -> None:
         self.console = console or Console(quiet=not peers.is_first())

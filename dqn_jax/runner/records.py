@@ -29,7 +29,7 @@ SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 RETURNS_COLUMNS = ("seed", "policy", "split", "client", "env_params", "rounds", "frames", "updates", "return")
 ALONE = {"policy": "global", "split": "seen", "client": 0}
-"""What `returns.csv` says of the only policy, in the only environment, of a run that has no more of them."""
+"""Columns of `returns.csv` for a run with a single policy and a single environment."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy")
 
 
@@ -59,7 +59,7 @@ class Records:
             raise InputError(f"run_dir {run_dir} cannot be written ({error.strerror}): name another directory") from None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each growing file, all of them safely on disk."""
+        """Returns the bytes of each growing file, after flushing it to disk."""
         sizes = {}
         for name in (METRICS, RETURNS):
             with open(self.run_dir / name, "rb") as file:
@@ -68,7 +68,7 @@ class Records:
         return sizes
 
     def cut(self, sizes: dict[str, int]) -> None:
-        """Cuts the growing files back to what they were at a checkpoint (to nothing where a name is missing).
+        """Cuts the growing files back to their sizes at a checkpoint (to 0 where a name is missing).
 
         Raises:
           InputError: if a file is shorter than it was.
@@ -85,7 +85,7 @@ class Records:
         self._write(CONFIG, config | {"versions": _versions()})
 
     def read_config(self) -> Record | None:
-        """What `config.json` holds, without the versions; None where there is none.
+        """Reads `config.json` without the versions; None where there is none.
 
         Raises:
           InputError: if it cannot be read.
@@ -125,13 +125,13 @@ class Records:
 
 
 class ReadOnly(Records):
-    """The records of a process that is not the first of its run: reading is as ever, writing is the first one's."""
+    """The records of a process that is not the first of its run: it reads, and writes nothing."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
 
     def sizes(self) -> dict[str, int]:
-        """Nothing: those of the first process are saved."""
+        """Returns {}: the first process saves the sizes."""
         return {}
 
     def cut(self, sizes: dict[str, int]) -> None:
@@ -164,7 +164,7 @@ def _holds_a_run(run_dir: Path) -> bool:
 
 
 def is_complete(run_dir: Path, config: Any) -> bool:
-    """Whether a run directory holds a finished run of this config dataclass, on however many devices."""
+    """Tells whether a run directory holds a finished run of this config dataclass, on however many devices."""
     if not (run_dir / SUMMARY).exists():
         return False
     saved, wanted = json.loads((run_dir / CONFIG).read_text()), config_dict(config)
@@ -172,12 +172,12 @@ def is_complete(run_dir: Path, config: Any) -> bool:
 
 
 def read_metrics(run_dir: Path) -> list[Record]:
-    """The lines of `metrics.jsonl`."""
+    """Reads the lines of `metrics.jsonl`."""
     return [json.loads(line) for line in (run_dir / METRICS).read_text().splitlines()]
 
 
 def read_returns(run_dir: Path) -> list[Record]:
-    """The rows of `returns.csv`, counts and returns as numbers; `client` and `rounds` are None where there is none."""
+    """Reads the rows of `returns.csv`, counts and returns as numbers, empty `client` and `rounds` as None."""
     with open(run_dir / RETURNS, newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -190,7 +190,7 @@ def read_returns(run_dir: Path) -> list[Record]:
 
 
 def provenance() -> Record:
-    """What a committed result must say of itself: command, date, hardware and versions."""
+    """Returns the origin of a result: command, date, hardware and versions."""
     device = jax.local_devices()[0]
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
@@ -202,7 +202,7 @@ def provenance() -> Record:
 
 
 def config_dict(config: Any) -> Record:
-    """A config dataclass as nested dicts of JSON values, as it reads back from a file."""
+    """Converts a config dataclass to nested dicts of JSON values, as read back from a file."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
@@ -211,7 +211,7 @@ def _versions() -> dict[str, str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Arrays as lists, numpy scalars as Python ones, and None for what JSON has no number for."""
+    """Converts arrays to lists, numpy scalars to Python's, and non-finite numbers to None."""
     if isinstance(value, dict):
         return {name: jsonable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -5,14 +5,14 @@ from scipy.stats import norm, t
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half of [S] values, a quarter of them (rounded down) cut from each end (Agarwal et al. 2021)."""
+    """Computes the mean of [S] values without a quarter of them (rounded down) at each end (Agarwal et al. 2021)."""
     ordered = np.sort(np.asarray(values, np.float64))
     cut = len(ordered) // 4
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def bootstrap_ci95(values: np.ndarray, resamples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    """95% bootstrap interval of the mean over the first axis of [S, ...]: (low [...], high [...]), NaN for one seed.
+    """Computes the 95% bootstrap interval of the mean over axis 0 of [S, ...]: (low [...], high [...]), NaN for one seed.
 
     Seeds are resampled with a fixed generator, so the interval of given values never changes. Plain percentiles are too narrow
     for few seeds (88% coverage for 8); these are widened as Hesterberg (2015) proposes, from z to Student's t.

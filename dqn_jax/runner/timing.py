@@ -22,14 +22,14 @@ from dqn_jax.config import InputError, Record, TrainingError
 
 
 def on_one_core(measure: Callable[..., Record], *args: Any) -> Record:
-    """`measure(*args)` in a process of its own, with one device and, where the system can, one core."""
+    """Calls `measure(*args)` in a separate process, with one device and, where the system can, one core."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn, initializer=keep_to_one_core) as process:
         return process.submit(measure, *args).result()
 
 
 def keep_to_one_core() -> None:
-    """Before jax starts its threads, which inherit it."""
+    """Pins this process to one core, before jax starts its threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     runtime.setup(1)
@@ -43,7 +43,7 @@ class Contestant:
     step: Callable[[Any], tuple[Any, Any]]
 
     def turn(self) -> float:
-        """Seconds of one call."""
+        """Times one call, in seconds."""
         import jax
 
         began = time.perf_counter()
@@ -53,14 +53,14 @@ class Contestant:
 
 
 class Turn(Protocol):
-    """Whatever can be timed."""
+    """Anything that can be timed."""
 
     def turn(self) -> float:
-        """Seconds of one call."""
+        """Times one call, in seconds."""
 
 
 def take_turns(contestants: Mapping[Any, Turn], turns: int) -> dict[Any, list[float]]:
-    """Seconds of every turn; contestants alternate, so a machine that slows down slows them all. The first turn compiles."""
+    """Times every turn, in seconds; contestants alternate, so a slow phase slows them all. The first turn compiles."""
     for contestant in contestants.values():
         contestant.turn()
     rounds = [{name: contestant.turn() for name, contestant in contestants.items()} for _ in range(turns)]
@@ -82,13 +82,13 @@ def serve(contestants: Mapping[str, Callable[[], Turn]]) -> None:
 
 
 class Remote:
-    """A contestant of another process that serves it; between its turns that process waits."""
+    """A contestant served by another process, which waits between its turns."""
 
     def __init__(self, process: subprocess.Popen[str], name: str) -> None:
         self.process, self.name = process, name
 
     def turn(self) -> float:
-        """Seconds of one call, as measured there."""
+        """Times one call in the other process, in seconds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(self.name, file=self.process.stdin, flush=True)
@@ -131,7 +131,7 @@ def served(checkout: Path, script: str, *args: str) -> Iterator[dict[str, Remote
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:
-    """Median over the turns of the ratio within a turn."""
+    """Computes the median over the turns of the ratio within a turn."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Workers that take turns in this very thread: a task is carried out when it is sent. Deterministic, for tests and laws."""
+"""Workers in the calling thread: a task runs when it is sent. Deterministic, for tests."""
 
 from collections import deque
 
@@ -7,7 +7,7 @@ from dqn_jax.distributed.engines.tasks import Engine, Job, Result, Task, WorkerL
 
 
 def start(job: Job, num_workers: int) -> Engine:
-    """The engine; results come in the order in which tasks were sent."""
+    """Starts the engine; results come in the order of the tasks."""
     loops = [WorkerLoop(worker, job) for worker in range(num_workers)]
     results: deque[Result] = deque()
 

@@ -1,6 +1,6 @@
 """Workers as Ray actors: processes of this machine, or of a cluster. The only module that needs Ray (extra "ray").
 
-An actor that dies is replaced by a new one here, not by Ray: a restart of Ray's would repeat the call, and come without news.
+An actor that dies is replaced by a new one here, not by Ray, which would repeat the call without reporting the loss.
 """
 
 import os
@@ -13,19 +13,19 @@ from dqn_jax.config import InputError, TrainingError
 from dqn_jax.distributed.engines.tasks import Engine, Job, Result, Task, WorkerLoop, WorkerLost, nobody_answers
 
 _SECONDS_TO_CONNECT = 10.0
-# A worker is one core: thread pools would make them fight.
+# One core for each worker: thread pools would compete for it.
 _WORKER_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
 _WORKER_XLA_FLAG = "--xla_cpu_multi_thread_eigen=false"
 
 
 class RayPost:
-    """A post in a process of its own."""
+    """A worker in a process of its own."""
 
     def __init__(self, worker: int, make_job: Callable[[], Job]) -> None:
         self.loop = WorkerLoop(worker, make_job())
 
     def run(self, task: Task, params: Any) -> Result:
-        """As `WorkerLoop.run`, with arrays on the host; Ray ships each version of the parameters once, apart."""
+        """Runs a task, with arrays on the host; Ray sends each version of `params` once, separately."""
         import jax
 
         return jax.device_get(self.loop.run(task._replace(params=params)))
@@ -50,10 +50,10 @@ def connect(address: str | None, num_workers: int) -> Any:
     # By default workers run at the lowest priority, and starve beside a busy learner.
     os.environ.setdefault("RAY_worker_niceness", "0")
     if address is not None:
-        # Read when Ray is imported; by default it knocks for a quarter of an hour.
+        # Read when Ray is imported; by default it retries for a quarter of an hour.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
         if _has_token():
-            # Ray shows it by itself only to a cluster that it finds by itself.
+            # By default Ray uses the token only with a cluster that it discovers itself.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
@@ -78,7 +78,7 @@ def connect(address: str | None, num_workers: int) -> Any:
 
 
 def start(make_job: Callable[[], Job], num_workers: int, address: str | None = None) -> Engine:
-    """The engine.
+    """Starts the engine.
 
     Args:
       make_job: makes the job in the worker's process; must be picklable.
@@ -89,7 +89,7 @@ def start(make_job: Callable[[], Job], num_workers: int, address: str | None = N
     actor_class = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": _environment()})(RayPost)
     actors = [actor_class.remote(worker, make_job) for worker in range(num_workers)]
     at_work: dict[Any, int] = {}
-    # The newest parameters, put once for all who pull them.
+    # The newest parameters, put once for all workers.
     stored: dict[int, Any] = {}
 
     def send(worker: int, task: Task) -> None:
@@ -113,7 +113,7 @@ def start(make_job: Callable[[], Job], num_workers: int, address: str | None = N
         except ray.exceptions.RayError as error:
             lines = str(error).splitlines()
             if getattr(error, "actor_init_failed", False):
-                # Another process would fail alike. The last line is the error's own.
+                # Another process would fail in the same way. The last line is the error's own.
                 raise TrainingError(f"worker {worker} could not start: {lines[-1]}") from error
             ray.kill(actors[worker])
             actors[worker] = actor_class.remote(worker, make_job)
@@ -136,13 +136,13 @@ def _knock(address: str) -> None:
 
 
 def _has_token() -> bool:
-    """Whether this user has a token for Ray clusters, where Ray looks for it."""
+    """Tells whether this user has a token for Ray clusters, where Ray looks for it."""
     given = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     return given or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _environment() -> dict[str, str]:
-    """What a worker's process is started with: our settings, this process's XLA flags, and its compilation cache's, if any."""
+    """Returns a worker's environment variables: our settings, this process's XLA flags and its compilation cache."""
     cache = {name: value for name, value in os.environ.items() if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT"))}
     flags = f"{os.environ.get('XLA_FLAGS', '')} {_WORKER_XLA_FLAG}".strip()
     return cache | _WORKER_ENVIRONMENT | {"XLA_FLAGS": flags}

@@ -27,7 +27,7 @@ class WorkerPool:
           engine: what carries tasks and results.
           starts: [W] times that each worker has started in this run.
           frames: [W] frames that they have taken.
-          patience: seconds that all may be silent.
+          patience: seconds to wait for a result of any worker.
         """
         self.engine, self.patience = engine, patience
         self.size = len(starts)
@@ -48,7 +48,7 @@ class WorkerPool:
         """Waits for the next result that counts, or for the loss of a worker; either way that worker is idle then.
 
         Raises:
-          TrainingError: if nobody answers, a job fails, or a worker is lost time and again.
+          TrainingError: if no worker answers, a job fails, or a worker is lost again and again.
         """
         while True:
             begin = time.perf_counter()
@@ -87,5 +87,5 @@ class WorkerPool:
         self.frames_before[worker] = self.frames[worker]
 
     def _stream(self, worker: int) -> int:
-        """Numbers the worker's random streams: no two starts of any workers have the same."""
+        """Returns the number of the worker's random streams, unique to this worker and start."""
         return int(worker + self.size * (self.starts[worker] - 1))

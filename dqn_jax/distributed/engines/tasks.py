@@ -17,7 +17,7 @@ class Task(NamedTuple):
     frames: int
     """Frames that the worker took before this start."""
     version: int
-    """Of the parameters, in updates."""
+    """Version of the parameters, in updates."""
     params: Tree
     """What a job works with; None keeps the worker's copy."""
 
@@ -30,7 +30,7 @@ class Result(NamedTuple):
     sequence: int
     """Results since the worker's start, this one included."""
     version: int
-    """Of the parameters it worked with."""
+    """Version of the parameters it worked with."""
     payload: Tree
     """What is pushed."""
     info: Info
@@ -83,5 +83,5 @@ class WorkerLoop:
 
 
 def nobody_answers(patience: float) -> str:
-    """Says that no worker has answered in time."""
+    """Returns the message that no worker has answered in time."""
     return f"no worker has answered for {patience:g} seconds: raise --patience if compiling takes that long, or look for a hang"

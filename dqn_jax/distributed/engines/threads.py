@@ -12,7 +12,7 @@ _SECONDS_TO_END = 30.0
 
 
 def start(job: Job, num_workers: int) -> Engine:
-    """The engine. A job that raises ends the run: on a thread, that is an error and not a lost machine."""
+    """Starts the engine. A job that raises ends the run: on a thread, that is not a lost worker."""
     tasks: list[queue.SimpleQueue[Task | None]] = [queue.SimpleQueue() for _ in range(num_workers)]
     results: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
     compiling = threading.Lock()
