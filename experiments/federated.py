@@ -2,8 +2,8 @@
 
 python experiments/federated.py                                                    # eight clients, four draws of them
 python experiments/federated.py --federated.personal head --run-dir runs/personal  # each client keeps its own head
-python experiments/federated.py --federated.merge.parameters keep --run-dir runs/independent   # clients that never meet
-python experiments/studies/federated_comparison.py                                 # beside what it stands between
+python experiments/federated.py --federated.merge.parameters keep --run-dir runs/independent   # clients are not merged
+python experiments/studies/federated_comparison.py                                 # against independent and pooled training
 """
 
 import sys

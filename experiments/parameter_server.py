@@ -1,4 +1,4 @@
-"""Trains DQN with a parameter server: workers push gradients taken with parameters that others have overtaken.
+"""Trains DQN with a parameter server: workers push gradients computed with parameters that may be out of date.
 
 python experiments/parameter_server.py                              # the textbook's four workers, in turn
 python experiments/parameter_server.py --backend threads --run-dir runs/threads

@@ -20,7 +20,7 @@ class ServerConfig:
     num_workers: int = 4
     """Workers, each with environments of its own and a copy of the parameters."""
     mode: Literal["barrier", "asynchronous", "bounded"] = "asynchronous"
-    """Average the pushes of all workers; apply each on arrival; or so, with a bound on how far ahead a worker may be."""
+    """Average the pushes of all workers, apply each on arrival, or that with a bound on how far a worker may be ahead."""
     staleness_bound: int = 1
     """Pushes that a worker may be ahead of the slowest before it waits; read in mode bounded alone."""
     push: Literal["gradient", "delta"] = "gradient"

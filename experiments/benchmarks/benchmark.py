@@ -49,7 +49,7 @@ AT_MOST = {
 }
 AT_LEAST = {"sixteen_seeds_over_one": 1.6}
 AGAINST = 1.12
-"""At most, of this checkout's time over the other's, where `--targets` asks for nothing else.
+"""Largest ratio of this checkout's time to the other's, unless `--targets` gives another.
 
 Two checkouts with the same code were up to 1.11 apart with four devices on two cores, and up to 1.06 elsewhere."""
 
@@ -85,12 +85,12 @@ class Cell:
 
     @property
     def frames(self) -> int:
-        """Frames of a turn, of all seeds."""
+        """Returns the frames of a turn, of all seeds."""
         return self.steps * SETTINGS[self.setting][2].frames_per_step * self.seeds
 
 
 def cells(quick: bool) -> dict[str, Cell]:
-    """What is timed on several devices, by name."""
+    """Lists what is timed on several devices, by name."""
     scale = 1 if quick else 10
     divided = {
         f"{name}_{count}_devices": Cell(name, seeds, count, steps * scale)
@@ -124,7 +124,7 @@ def main(options: Options) -> None:
 
 
 def turns_of(group: str, options: Options) -> dict[tuple[str, str], list[float]]:
-    """Seconds of every turn of a group's contestants, by side ("here" or "there") and name."""
+    """Times every turn of a group's contestants, in seconds, by side ("here" or "there") and name."""
     turns = {"compiling": 1 if options.quick else 3}.get(group, 5 if options.quick else 9)
     script = Path(__file__).resolve()
     sides = {"here": script.parents[2]} | ({} if options.against is None else {"there": options.against})
@@ -139,7 +139,7 @@ def turns_of(group: str, options: Options) -> dict[tuple[str, str], list[float]]
 
 
 def ratios(seconds: Mapping[str, list[float]], quick: bool) -> Record:
-    """What is reported of the seconds of this checkout's contestants."""
+    """Computes the results from the seconds of this checkout's contestants."""
     iterations = iterations_of(quick)
     results: Record = {
         "iteration_over_floor": median_ratio(seconds["iteration"], seconds["floor"]),
@@ -160,7 +160,7 @@ def ratios(seconds: Mapping[str, list[float]], quick: bool) -> Record:
 
 
 def misses(results: Mapping[str, Any], targets: Mapping[str, float]) -> list[str]:
-    """A sentence for each target that is missed, or names nothing that was measured."""
+    """Returns a sentence for each target that is missed, or was not measured."""
     against = {name: AGAINST for name in results if name.endswith("_against")}
     sentences = [f"{name} was not measured: choose from {', '.join(results)}" for name in targets if name not in results]
     for name, most in (AT_MOST | against | dict(targets)).items():
@@ -173,7 +173,7 @@ def misses(results: Mapping[str, Any], targets: Mapping[str, float]) -> list[str
 
 
 def describe_machine() -> Record:
-    """The command, the day, the hardware and the versions that the numbers belong to, flat."""
+    """Returns the origin of the numbers: command, date, hardware and versions, flat."""
     from dqn_jax.runner.records import provenance
 
     facts = provenance()
@@ -181,12 +181,12 @@ def describe_machine() -> Record:
 
 
 def iterations_of(quick: bool) -> int:
-    """Agent steps in a turn on one core."""
+    """Returns the agent steps in a turn on one core."""
     return 100 if quick else 1_000
 
 
 def one_core(quick: bool) -> Mapping[str, Callable[[], Turn]]:
-    """An agent's iteration by `jit`, the same by `pmap` on one device, and its bare arithmetic."""
+    """Lists an agent's iteration by `jit`, by `pmap` on one device, and its bare arithmetic."""
     keep_to_one_core()
     import jax
 
@@ -216,12 +216,12 @@ def one_core(quick: bool) -> Mapping[str, Callable[[], Turn]]:
 
 @dataclasses.dataclass
 class Compilation:
-    """Something that compiles: every turn makes it anew."""
+    """A contestant that compiles anew in every turn."""
 
     make: Callable[[], Callable[[], Any]]
 
     def turn(self) -> float:
-        """Seconds of its first call less those of its second, which has nothing to compile."""
+        """Returns the seconds of the first call less those of the second, which compiles nothing."""
         import jax
 
         call, seconds = self.make(), []
@@ -233,7 +233,7 @@ class Compilation:
 
 
 def compiling(quick: bool) -> Mapping[str, Callable[[], Turn]]:
-    """A driver's start and first chunk on one device, and its bare arithmetic, each compiled anew in every turn."""
+    """Lists a driver's start and first chunk on one device, and its bare arithmetic, compiled anew in every turn."""
     del quick
     runtime.setup(1)
     import jax
@@ -257,7 +257,7 @@ def compiling(quick: bool) -> Mapping[str, Callable[[], Turn]]:
 
 
 def on_devices(quick: bool) -> Mapping[str, Callable[[], Turn]]:
-    """Data-parallel training in every cell for which there are devices."""
+    """Lists data-parallel training in each cell with enough devices."""
     runtime.setup(4)
     import jax
 
@@ -277,7 +277,7 @@ GROUPS: dict[str, Callable[[bool], Mapping[str, Callable[[], Turn]]]] = {
 
 
 def bare_arithmetic(network: Any, config: AgentConfig, obs_shape: tuple[int, ...], steps: int) -> Callable:
-    """The forward passes, backward pass and Adam step of an update on a fixed batch, in a scan: state -> (state, losses).
+    """Builds a scan of the forward passes, backward pass and Adam step on a fixed batch: state -> (state, losses).
 
     The target network is the last update's parameters; one that never changed would be hoisted out of the loop.
     """
@@ -314,7 +314,7 @@ def bare_arithmetic(network: Any, config: AgentConfig, obs_shape: tuple[int, ...
 
 
 def replay_bytes() -> dict[str, float]:
-    """Bytes of replay that a transition takes on Breakout-MinAtar, next observation and all, and that over the fewest."""
+    """Returns the replay bytes of a Breakout-MinAtar transition with its next observation, and that over the fewest."""
     from dqn_jax.agent import example_of
     from dqn_jax.replay import bytes_per_transition
 
@@ -326,7 +326,7 @@ def replay_bytes() -> dict[str, float]:
 
 
 def parts(setting: str) -> tuple[Any, Any, AgentConfig]:
-    """(environment, network, config) of a setting."""
+    """Builds (environment, network, config) of a setting."""
     from dqn_jax.envs import make_env
     from dqn_jax.networks import make_network
 
@@ -336,7 +336,7 @@ def parts(setting: str) -> tuple[Any, Any, AgentConfig]:
 
 
 def make_driver(cell: Cell) -> Any:
-    """The data-parallel driver of a cell."""
+    """Builds the data-parallel driver of a cell."""
     import jax
 
     from dqn_jax.distributed.data_parallel import make_data_parallel

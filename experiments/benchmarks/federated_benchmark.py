@@ -52,7 +52,7 @@ def main(options: Options) -> Record:
 
 
 def machine() -> Record:
-    """What the numbers belong to, and the block size."""
+    """Returns the origin of the numbers, and the block size."""
     from dqn_jax.federated.blocks import DEFAULT_BLOCK
     from dqn_jax.runner.records import provenance
 
@@ -60,7 +60,7 @@ def machine() -> Record:
 
 
 def memory(count: int) -> Record:
-    """Peak memory of training so many clients for three turns, above that of a process that has started jax."""
+    """Measures the peak memory of training clients for three turns, above that of a process that has started jax."""
     import jax
 
     driver = make_driver(count)
@@ -74,7 +74,7 @@ def memory(count: int) -> Record:
 
 
 def clients(turns: int) -> Record:
-    """Microseconds of a client's local step, merge included, and how it grows with the clients."""
+    """Times a client's local step with merge, in microseconds, and its growth with the clients."""
     seconds = take_turns({count: contestant(make_driver(count)) for count in COUNTS}, turns)
     each = {count: statistics.median(seconds[count]) / count / LOCAL_STEPS / ROUNDS * 1e6 for count in COUNTS}
     return {f"microseconds_per_client_step_{count}_clients": each[count] for count in COUNTS} | {
@@ -83,7 +83,7 @@ def clients(turns: int) -> Record:
 
 
 def merges(turns: int) -> Record:
-    """A round of K steps with a mean of the updates, and with transforms before it, over one that merges nothing."""
+    """Computes the time of a round with a mean, and with transforms before it, over one without a merge."""
     import jax
 
     from dqn_jax.federated.aggregation import from_function
@@ -99,7 +99,7 @@ def merges(turns: int) -> Record:
 
 
 def make_driver(num_clients: int, change: Callable[[Any], Any] = lambda parts: parts, **options: Any) -> Any:
-    """A federation of CartPoles with poles of different lengths."""
+    """Builds a federation of CartPoles with different pole lengths."""
     import jax
 
     from dqn_jax.envs import make_env
@@ -125,7 +125,7 @@ def make_driver(num_clients: int, change: Callable[[Any], Any] = lambda parts: p
 
 
 def contestant(driver: Any) -> Contestant:
-    """A driver in its initial state."""
+    """Wraps a driver in its initial state."""
     return Contestant(driver.init(), driver.step)
 
 

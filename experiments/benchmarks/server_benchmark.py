@@ -40,7 +40,7 @@ def main(out: Path | None = None, quick: bool = False) -> Record:
 
 
 def measure(updates: int, turns: int) -> Record:
-    """A barrier against `vmap(axis_name)` data-parallel training with the same sizes, and a push for several W."""
+    """Times a barrier against `vmap(axis_name)` data-parallel training of the same sizes, and a push for several W."""
     import jax
 
     from dqn_jax.agent import make_agent, make_chunk

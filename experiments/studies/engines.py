@@ -52,7 +52,7 @@ def main(num_seeds: int = 5, run_dir: Path = Path("runs/engines"), only_draw: bo
 
 
 def train(arm: str, seed: int, run_dir: Path) -> Record:
-    """What is kept of one run."""
+    """Returns what is kept of a run."""
     own = run_dir / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
     if not (own / "summary.json").exists():
         print(f"{arm}, seed {seed}", flush=True)

@@ -1,12 +1,12 @@
-"""Is it worth training together? Federated DQN and what it stands between, on CartPoles whose poles differ in length.
+"""Is it worth training together? Federated DQN against independent and pooled training, on CartPoles of different lengths.
 
     python experiments/studies/federated_comparison.py      # every arm, four draws of clients, then table and figure
     python experiments/studies/federated_comparison.py --num-seeds 20 --run-dir runs/federated20
     python experiments/studies/federated_table.py runs/federated_comparison    # both again, from the files
 
-Arms have the same draws of clients, held-out environments, initial parameters and evaluations. `independent` clients never
-meet; the average of their parameters is the one-shot merge. `pooled_updates` and `pooled_samples` are one agent with
-everybody's experience: as many updates as one client makes, with one client's batch (rounded up so that every client gives as
+Arms have the same draws of clients, held-out environments, initial parameters and evaluations. `independent` clients are
+not merged; the average of their parameters is the one-shot merge. `pooled_updates` and `pooled_samples` are one agent with
+all clients' experience: as many updates as one client makes, with one client's batch (rounded up so that every client gives as
 much to it), or with all clients' batches together. A federated client's own parameters at the end of a round, before the merge,
 are the server's with K steps of local fine-tuning. With `--federated.personal head` the federated arm plays each client's
 policy where it trains, and on held-out environments for the mean over clients, as `independent` does.
@@ -46,7 +46,7 @@ class Comparison(FederatedExperiment):
 
 
 def comparison_of(preset: FederatedExperiment) -> Comparison:
-    """A preset with all arms."""
+    """Makes a preset with all arms."""
     fields = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
     return Comparison(**fields | {"run_dir": Path("runs/federated_comparison")})
 
@@ -55,7 +55,7 @@ PRESETS = {"heterogeneous": comparison_of(HETEROGENEOUS), "classic": comparison_
 
 
 def config_of(arm: str, comparison: Comparison) -> FederatedExperiment:
-    """The config of one arm: the same clients, with another way to train."""
+    """Makes the config of one arm: the same clients, trained in another way."""
     fields = {field.name: getattr(comparison, field.name) for field in dataclasses.fields(FederatedExperiment)}
     fields["run_dir"] = comparison.run_dir / arm
     federated, clients = comparison.federated, comparison.federated.num_clients

@@ -93,14 +93,14 @@ def train_all() -> None:
 
 
 def config_of(choice: str, local_steps: int) -> FederatedConfig:
-    """The federation of a cell."""
+    """Builds the federation of a cell."""
     episodes = max(1, local_steps // EPISODE_STEPS) if choice.startswith("budget") else None
     merge = MergeConfig(**CHOICES[choice])
     return FederatedConfig(num_clients=CLIENTS, local_steps=local_steps, local_episodes=episodes, merge=merge)
 
 
 def train(choice: str, local_steps: int) -> list[Record]:
-    """Rows of one choice: reporting seeds at the learning rate that did best on tuning seeds, for each level."""
+    """Returns rows of one choice: reporting seeds at the learning rate that did best on tuning seeds, for each level."""
     config = config_of(choice, local_steps)
     areas, _ = run(config, [(level, rate, seed) for level in LEVELS for rate in RATES for seed in TUNING])
     by_rate = areas.reshape(len(LEVELS), len(RATES), len(TUNING)).mean(axis=2)
@@ -115,7 +115,7 @@ def train(choice: str, local_steps: int) -> list[Record]:
 
 
 def run(config: FederatedConfig, lanes: list[tuple[float, float, int]]) -> tuple[Any, list[tuple[float, int, int]]]:
-    """(areas, [(final return, updates, frames)]) of (level, learning rate, seed) lanes, trained at once.
+    """Trains (level, learning rate, seed) lanes at once: (areas, [(final return, updates, frames)]).
 
     A budget in episodes takes more rounds for as many updates, at most three times as many: a lane that has not made them by
     then counts as it is.
@@ -167,7 +167,7 @@ def run(config: FederatedConfig, lanes: list[tuple[float, float, int]]) -> tuple
 
 
 def with_rates(state, rates):
-    """A state whose lanes have learning rates of their own."""
+    """Gives each lane of a state its own learning rate."""
     import jax
     import numpy as np
 
@@ -180,7 +180,7 @@ def with_rates(state, rates):
 
 
 def effects_of(rows: list[Record]) -> list[Record]:
-    """Mean difference to keeping everything, paired by seed, with its interval: in every cell, and over all of them (main)."""
+    """Computes the mean difference to keeping everything, paired by seed, with interval: by cell, and over all (main)."""
     import numpy as np
 
     from dqn_jax.runner.statistics import bootstrap_ci95

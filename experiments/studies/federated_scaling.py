@@ -3,7 +3,7 @@
     python experiments/studies/federated_scaling.py                # trains every arm, then draws
     python experiments/studies/federated_scaling.py --only-draw    # draws again from the committed rows
 
-Once with as many frames for each client however many there are, and once with as many frames for all of them together.
+Once with the same frames for each client, however many there are, and once with the same frames for all of them together.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ OUT = Path(__file__).parents[1] / "results" / "federated_scaling.json"
 
 
 def rounds_of(clients: int, equal: str) -> int:
-    """Rounds of an arm."""
+    """Returns an arm's rounds."""
     return ROUNDS if equal == "frames per client" else TOTAL // clients - 1
 
 
@@ -53,7 +53,7 @@ def main(only_draw: bool = False) -> None:
 
 
 def train(clients: int) -> Record:
-    """Time of a round, and greedy returns on unseen environments after the rounds of either comparison."""
+    """Measures a round's time, and greedy returns on unseen environments after the rounds of each comparison."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -78,7 +78,7 @@ def compare(directory: Path, origin: Record | None = None) -> Record:
 
 
 def rows_of(run_dir: Path) -> list[Record]:
-    """Rows of `curves.csv` for one arm: means over environments, or over clients."""
+    """Returns rows of `curves.csv` for one arm: means over environments, or over clients."""
     rows = read_returns(run_dir)
     clients = json.loads((run_dir / CONFIG).read_text())["federated"]["num_clients"]
     best = best_clients(rows)
@@ -99,7 +99,7 @@ def rows_of(run_dir: Path) -> list[Record]:
 
 
 def best_clients(rows: list[Record]) -> dict[int, int]:
-    """{seed: the client whose own parameters did best on held-out environments}, chosen after the fact over all of the run."""
+    """Finds {seed: the client whose own parameters did best on held-out environments}, in hindsight over the run."""
     totals: dict[int, dict[int, list[float]]] = {}
     held_out = any(row["split"] == "inside" for row in rows)
     for row in rows:
@@ -143,7 +143,7 @@ def read_curves(directory: Path) -> Curves:
 
 
 def tabulate(curves: Curves, clients: int) -> Record:
-    """Per split: area and final return of each series, and by how much the federation's area is larger.
+    """Computes by split: area and final return of each series, and by how much the federation's area is larger.
 
     Under `equal_total_frames`: the federation after 1/N of the frames a client has in the end, interpolated between
     evaluations, against one independent client after all of them; N clients together have then taken as many as the one alone.
@@ -181,7 +181,7 @@ def _mean(values: np.ndarray) -> Record:
 
 
 def as_text(table: Record) -> str:
-    """The table in Markdown."""
+    """Formats the table in Markdown."""
     splits = table["equal_frames_per_client"]
     names = [series for series in SERIES if any(series in of for of in splits.values())]
     compared = "inside" if "inside" in splits else "seen"
@@ -211,7 +211,7 @@ def _cell(value: Record | None) -> str:
 
 
 def draw(curves: Curves) -> Figure:
-    """Curves of every series for each split, and the paired difference in area, one dot per draw."""
+    """Draws the curves of every series for each split, and the paired difference in area by draw."""
     splits = [split for split in SPLITS if any(kind == split for _, kind in curves)]
     figure = Figure(figsize=(4.2 * (len(splits) + 1), 4.6), layout="constrained")
     *panels, last = figure.subplots(1, len(splits) + 1)

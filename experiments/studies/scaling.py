@@ -44,7 +44,7 @@ class Arm:
 
 
 def arms() -> list[Arm]:
-    """Every arm, the one on a single device first."""
+    """Lists the arms, that on a single device first."""
     result = [Arm("one device", 1, BASE)]
     result += [Arm("global batch fixed", devices, BASE) for devices in (2, 4)]
     for devices in (2, 4):
@@ -78,7 +78,7 @@ def main(only_draw: bool = False) -> None:
 
 
 def make_driver(arm: Arm) -> tuple[Any, Any]:
-    """(driver, evaluation of every seed) of an arm."""
+    """Builds (driver, evaluation of every seed) of an arm."""
     import jax
 
     from dqn_jax.distributed.data_parallel import make_data_parallel
@@ -135,7 +135,7 @@ def train(arm: Arm) -> list[dict]:
 
 
 def seconds_per_update() -> dict[tuple[int, int], float]:
-    """{(devices, batch size): median seconds of an update of all seeds}, the contestants taking turns."""
+    """Times {(devices, batch size): median seconds of an update of all seeds}, contestants taking turns."""
     shapes = {(arm.devices, arm.config.batch_size): arm for arm in arms()}
     drivers = {shape: make_driver(arm)[0] for shape, arm in shapes.items()}
     states = {shape: driver.step(driver.init())[0] for shape, driver in drivers.items()}

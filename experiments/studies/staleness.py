@@ -4,7 +4,7 @@
     python experiments/studies/staleness.py --only-draw   # draws again from the committed rows
 
 All arms take the same frames and the same gradient samples, and together have the same replay, warm-up and exploration. They
-differ in how many workers there are, who waits for whom, and what becomes of late pushes. Every arm is trained at a learning
+differ in the number of workers, in how they synchronise, and in how late pushes are treated. Every arm is trained at a learning
 rate chosen for it on tuning seeds, and once more at the rate chosen for one worker.
 """
 
@@ -73,7 +73,7 @@ def main(only_draw: bool = False) -> None:
 
 
 def agent_of(workers: int) -> AgentConfig:
-    """The agent of one of W workers, which together have what the base has."""
+    """Makes the agent of one of W workers, which together have the base's sizes."""
     per_worker = BASE.replay_capacity // workers // BASE.num_envs * BASE.num_envs
     return dataclasses.replace(
         BASE,
@@ -84,7 +84,7 @@ def agent_of(workers: int) -> AgentConfig:
 
 
 def tune(server: ServerConfig) -> float:
-    """The rate with the largest area on the tuning seeds, of those tried."""
+    """Finds the rate with the largest area on the tuning seeds."""
     lanes = [(rate, seed) for rate in RATES for seed in TUNING]
     rows: list[Record] = []
     for first in range(0, len(lanes), len(REPORTING)):
@@ -94,7 +94,7 @@ def tune(server: ServerConfig) -> float:
 
 
 def train(server: ServerConfig, rates: Sequence[float], seeds: Sequence[int]) -> list[Record]:
-    """One row for each lane (a learning rate and a seed) and evaluation."""
+    """Trains; returns a row for each lane (a learning rate and a seed) and evaluation."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -134,12 +134,12 @@ def train(server: ServerConfig, rates: Sequence[float], seeds: Sequence[int]) ->
 
 
 def area_of(rows: list[Record]) -> float:
-    """Mean return over seeds and evaluations."""
+    """Computes the mean return over seeds and evaluations."""
     return sum(row["return"] for row in rows) / len(rows)
 
 
 def write(rows: list[Record]) -> None:
-    """Writes the rows, and what they say of themselves."""
+    """Writes the rows, and their origin."""
     from dqn_jax.runner.records import provenance
 
     with open(RESULTS / "staleness.csv", "w", newline="") as file:
@@ -151,14 +151,14 @@ def write(rows: list[Record]) -> None:
 
 
 def read() -> list[Record]:
-    """The committed rows, numbers as numbers."""
+    """Reads the committed rows, numbers as numbers."""
     words = ("arm", "rates")
     with open(RESULTS / "staleness.csv", newline="") as file:
         return [{name: x if name in words else float(x) for name, x in row.items()} for row in csv.DictReader(file)]
 
 
 def table_of(rows: list[Record]) -> list[Record]:
-    """One line for each arm and rate: area by frames, its paired difference to one worker, return, lag, virtual time."""
+    """Summarises each arm and rate: area by frames, its paired difference to one worker, return, lag, virtual time."""
     import numpy as np
 
     from dqn_jax.runner.statistics import bootstrap_ci95
