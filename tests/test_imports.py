@@ -46,6 +46,42 @@ NEVER = {"config": STARTS_JAX, "presets": STARTS_JAX}
 NOT_AT_THE_TOP = {"runtime": STARTS_JAX}
 EFFECTS = {"print", "open", "input"}
 FILE_METHODS = {"print", "open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir", "unlink", "touch"}
+NOUNS = {
+    *(
+        "Actions",
+        "Arguments",
+        "Arrays",
+        "Blocks",
+        "Bytes",
+        "Checkpoints",
+        "Clients",
+        "Deltas",
+        "Environments",
+        "Frames",
+        "Infos",
+    ),
+    *(
+        "Keys",
+        "Leaves",
+        "Losses",
+        "Names",
+        "Numbers",
+        "Parameters",
+        "Pushes",
+        "Repetitions",
+        "Rounds",
+        "Rows",
+        "Seconds",
+        "Seeds",
+    ),
+    *("Transitions", "Updates", "Values", "Workers", "As", "Its", "Less", "This"),
+}
+"""First words of docstrings that end in "s" and are not counted as verbs, even where they could be, as "Rounds"."""
+SHARE_WITH_VERB = 0.8
+"""Least share of functions' docstrings that begin with a verb; the rest are mostly of properties, which name a value."""
+MAX_LINES = 60
+"""Most lines of a function, without its docstring and the functions inside it."""
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def sources() -> dict[str, str]:
@@ -72,7 +108,7 @@ def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, bool]]:
             package = module.split(".")[: -node.level] if node.level else []
             base = ".".join([*package, *filter(None, [node.module])])
             yield from ((f"{base}.{alias.name}", at_top) for alias in node.names)
-        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        inside = isinstance(node, (*FUNCTIONS, ast.Lambda))
         for child in ast.iter_child_nodes(node):
             yield from visit(child, at_top and not inside)
 
@@ -116,16 +152,44 @@ def effect_violations(module: str, source: str) -> list[str]:
 def undocumented(module: str, source: str) -> list[str]:
     """Public functions, classes and methods without a docstring, and the module itself."""
     tree = ast.parse(source)
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 
     def public(nodes: list[ast.stmt], kinds: tuple) -> list:
         return [node for node in nodes if isinstance(node, kinds) and not node.name.startswith("_")]
 
     classes = public(tree.body, (ast.ClassDef,))
-    methods = [(f"{owner.name}.", method) for owner in classes for method in public(owner.body, functions)]
-    named = [("", node) for node in [*public(tree.body, functions), *classes]] + methods
+    methods = [(f"{owner.name}.", method) for owner in classes for method in public(owner.body, FUNCTIONS)]
+    named = [("", node) for node in [*public(tree.body, FUNCTIONS), *classes]] + methods
     missing = [f"{module}.{prefix}{node.name}" for prefix, node in named if not ast.get_docstring(node)]
     return missing if ast.get_docstring(tree) else [module, *missing]
+
+
+def begins_with_verb(docstring: str) -> bool:
+    """Whether the first word looks like a verb in the third person."""
+    word = docstring.split()[0]
+    return word == "Whether" or (word.isalpha() and word.endswith("s") and word not in NOUNS)
+
+
+def without_verb(source: str) -> tuple[list[str], int]:
+    """(names of functions whose docstring does not begin with a verb, number of functions with a docstring)."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, FUNCTIONS)]
+    documented = [(node.name, text) for node in nodes if (text := ast.get_docstring(node))]
+    return [name for name, text in documented if not begins_with_verb(text)], len(documented)
+
+
+def long_functions(source: str, limit: int = MAX_LINES) -> list[str]:
+    """Functions with more lines of their own than the limit: docstrings and functions inside them are not counted."""
+
+    def lines_of(node: ast.stmt) -> set[int]:
+        decorators = node.decorator_list if isinstance(node, FUNCTIONS) else []
+        first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+        return set(range(first, (node.end_lineno or first) + 1))
+
+    def own_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        inside = [inner for inner in ast.walk(node) if isinstance(inner, FUNCTIONS) and inner is not node]
+        docstring = node.body[:1] if ast.get_docstring(node) else []
+        return len(lines_of(node).difference(*(lines_of(part) for part in [*inside, *docstring])))
+
+    return [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, FUNCTIONS) and own_lines(node) > limit]
 
 
 @pytest.mark.parametrize("rule", [import_violations, effect_violations, undocumented])
@@ -187,3 +251,31 @@ def test_docstring_rule_can_fail():
     source = '"""M."""\ndef f(): pass\nclass C:\n    def m(self): pass\n    def _n(self): pass\ndef _g(): pass'
     assert undocumented("m", source) == ["m.f", "m.C", "m.C.m"]
     assert undocumented("m", source.removeprefix('"""M."""')) == ["m", "m.f", "m.C", "m.C.m"]
+
+
+def test_docstrings_begin_with_a_verb():
+    found = [without_verb(source) for module, source in sources().items() if module.startswith("dqn_jax.")]
+    total = sum(number for _, number in found)
+    missing = [name for names, _ in found for name in names]
+    assert total > 300
+    assert 1 - len(missing) / total >= SHARE_WITH_VERB, missing
+
+
+def test_verb_rule_can_fail():
+    texts = ["Builds it.", "Whether so.", "The one.", "Frames of it.", "`fn` of it.", "SCAFFOLD's c."]
+    source = "\n".join(f'def f{i}():\n    """{text}"""' for i, text in enumerate(texts)) + "\nclass C:\n    def g(self): pass"
+    assert without_verb(source) == (["f2", "f3", "f4", "f5"], 6)
+
+
+def test_no_function_is_long():
+    modules = {module: source for module, source in sources().items() if module.startswith("dqn_jax.")}
+    assert [f"{module}.{name}" for module, source in modules.items() for name in long_functions(source)] == []
+
+
+def test_length_rule_can_fail():
+    body, docstring = "    x = 1\n" * 4, '    """D.\n\n    E.\n    """\n'
+    inner = "    @d\n    def g():\n" + "    " + body.replace("\n", "\n    ", 3)
+    assert long_functions(f"def f():\n{docstring}{body}", 5) == []
+    assert long_functions(f"def f():\n{docstring}{body}", 4) == ["f"]
+    assert long_functions(f"def f():\n{docstring}{body}{inner}", 6) == []
+    assert long_functions(f"class C:\n    def f():\n        x = 1\n{inner}", 5) == ["g"]
