@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NoReturn
@@ -24,6 +25,8 @@ HEARTBEAT_SECONDS = 30
 """Seconds without a heartbeat after which a process is lost: jax then ends the others."""
 SHUTDOWN_SECONDS = 30
 """How long a process that ends waits for all the others to end."""
+LAUNCHER = "DQN_JAX_LAUNCHER"
+"""Environment variable with the process id of the launcher that started this process."""
 FLAGS = "On several hosts, in each of their processes: --coordinator HOST:PORT --num-processes N --process-id I"
 """For `--help`."""
 
@@ -88,6 +91,7 @@ def join(hosts: Hosts | None) -> None:
     """
     if hosts is None:
         return
+    end_with_launcher()
     import jax
 
     if hosts.process_id == 0:
@@ -112,6 +116,23 @@ def join(hosts: Hosts | None) -> None:
         # Starts jax's backend, for which all processes tell each other their devices.
         jax.local_devices()
     sys.excepthook = _end_at_once
+
+
+def end_with_launcher() -> None:
+    """Stops this process, as SIGTERM does, once the launcher that started it is gone; does nothing without one.
+
+    A launcher that is killed cannot pass that on, and its processes would train on, unseen.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_now(status: int = 1) -> NoReturn:

@@ -17,6 +17,7 @@ from types import FrameType
 
 from dqn_jax.config import require
 from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.hosts import LAUNCHER
 
 GRACE_SECONDS = 5
 """Seconds that the others get to report errors once one has failed."""
@@ -32,11 +33,11 @@ class Processes:
 
     def start(self, num_processes: int, command: Sequence[str]) -> None:
         """Starts `command`, a script and its flags, in `num_processes` processes."""
-        coordinator = f"127.0.0.1:{_free_port()}"
+        coordinator, environment = f"127.0.0.1:{_free_port()}", os.environ | {LAUNCHER: str(os.getpid())}
         for process in range(num_processes):
             place = ["--coordinator", coordinator, "--num-processes", str(num_processes), "--process-id", str(process)]
             # Each in a session of its own: it would get a terminal's Ctrl-C twice, and the second one stops without saving.
-            child = subprocess.Popen([sys.executable, *command, *place], start_new_session=True)
+            child = subprocess.Popen([sys.executable, *command, *place], env=environment, start_new_session=True)
             self._processes[child.pid] = process, child
 
     def pass_on(self, signum: int, frame: FrameType | None = None) -> None:

@@ -6,6 +6,7 @@ Shapes: S seeds, E episodes.
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -15,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import Experiment, Record, TrainingError
+from dqn_jax.config import Experiment, InputError, Record, TrainingError
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.mapping import evaluation_key
 from dqn_jax.runner import checkpoint, peers
+from dqn_jax.runner.lock import locked
 from dqn_jax.runner.milestones import milestones
 from dqn_jax.runner.plots import draw_run
 from dqn_jax.runner.progress import Display
@@ -61,13 +63,14 @@ def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> Record:
       The summary, as in `summary.json`.
 
     Raises:
-      InputError: for a run directory or checkpoint that cannot be used; nothing on disk has changed then.
+      InputError: for a run directory that another run uses, or that cannot be used, or such a checkpoint; no result on disk has
+        changed then.
       Stopped: after SIGINT or SIGTERM, once the state is saved.
       TrainingError: naming the learners, if the driver reports a problem, as parameters that are not finite (that state is
         never saved), or if its own check of its state fails.
     """
     try:
-        with peers.together():
+        with peers.together(), locked(config.run_dir):
             return _Run(driver, config, evaluator).to_the_end()
     finally:
         driver.close()
@@ -104,11 +107,29 @@ class _Run:
             checkpoint.check_same_config(found.config, self.config_dict)
         elif (written := self.records.read_config()) is not None:
             checkpoint.check_same_config(written, self.config_dict)
+            self._check_never_saved()
         return found
+
+    def _check_never_saved(self) -> None:
+        """Raises InputError where there is no checkpoint, but the other files show that there has been one."""
+        step, period = self.driver.per_step, self.config.runner.checkpoint_every
+        ends = itertools.count(self.driver.initial + step, step)
+        # A run may be killed between the metrics of a chunk and its checkpoint.
+        due = next(chunk for chunk, end in enumerate(ends, start=1) if _crossed(period, end - step, end))
+        lines = self.records.count_metrics()
+        if lines > due or self.records.read_summary() is not None:
+            raise InputError(
+                f"run_dir {self.run_dir} has metrics of {lines} chunks and no checkpoint: restore its {CHECKPOINTS}, or name "
+                "another directory"
+            )
 
     def to_the_end(self) -> Record:
         runner = self.config.runner
         self.started = time.perf_counter()
+        summary = self.records.read_summary()
+        if self.found is not None and self.progress.done >= self.config.budget and summary is not None:
+            print(f"{self.run_dir} is complete: nothing is left to do", flush=True)
+            return summary
         with StopRequest() as stop:
             with Display(self.config.budget, self.progress.done, self.driver.unit) as display:
                 self._greet(display)

@@ -99,6 +99,18 @@ class Records:
             raise InputError(f"{path} is damaged (not JSON): restore it or use a new run directory") from None
         return {name: value for name, value in config.items() if name != "versions"}
 
+    def read_summary(self) -> Record | None:
+        """Reads `summary.json`; None where there is none that can be read, as before a run's end."""
+        try:
+            return json.loads((self.run_dir / SUMMARY).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def count_metrics(self) -> int:
+        """Counts the whole lines of `metrics.jsonl`."""
+        path = self.run_dir / METRICS
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
     def append_metrics(self, line: Record) -> None:
         """Appends one line to `metrics.jsonl`; what is not finite becomes null."""
         with open(self.run_dir / METRICS, "a") as file:

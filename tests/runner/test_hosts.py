@@ -129,6 +129,23 @@ def test_the_launcher_passes_signals_on(tmp_path):
     assert up == ["up\n"] * 2
 
 
+ORPHAN = """
+import os, time
+from dqn_jax.runner.hosts import end_with_launcher
+end_with_launcher()
+os.write(1, b'up\\n')
+time.sleep(600)
+"""
+
+
+def test_processes_end_with_a_launcher_that_is_killed(tmp_path):
+    process = started(tmp_path, ORPHAN)
+    assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
+    process.kill()
+    # Their ends of the pipes are closed once both are gone.
+    assert ended(process) == (-signal.SIGKILL, "", "")
+
+
 JOIN = """
 import sys
 from pathlib import Path

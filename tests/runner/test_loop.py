@@ -18,6 +18,7 @@ from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, Netw
 from dqn_jax.distributed import data_parallel
 from dqn_jax.evaluation import Evaluation, one_environment
 from dqn_jax.runner import checkpoint, loop
+from dqn_jax.runner.lock import LOCK
 from dqn_jax.runner.plots import draw_run, learning_curve
 from dqn_jax.runner.records import CONFIG, METRICS, RETURNS, SUMMARY, jsonable, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
@@ -233,7 +234,7 @@ def test_old_checkpoints_go(tmp_path):
 def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
     summary = loop.run(fake_driver(), config_of(tmp_path), PLAIN)
     files = {CONFIG, METRICS, RETURNS, SUMMARY, "learning_curve.png"}
-    assert {path.name for path in tmp_path.iterdir()} == files | {"checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == files | {"checkpoints", LOCK}
 
     state = fake_driver().init()
     by_frames = {}
@@ -425,14 +426,58 @@ def test_a_crashed_run_resumed_is_the_one_never_stopped(tmp_path, uninterrupted,
     assert results(tmp_path) == uninterrupted
 
 
-def test_a_finished_run_resumed_changes_no_result(tmp_path, uninterrupted):
-    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
+def test_a_finished_run_resumed_says_so_and_does_nothing(tmp_path, capsys):
+    summary = loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     before = contents(tmp_path)
+    capsys.readouterr()
+    assert loop.run(fake_driver({0: never})._replace(init=never), config_of(tmp_path, resume=True), EVALUATOR) == summary
+    assert capsys.readouterr().out == f"{tmp_path} is complete: nothing is left to do\n"
+    assert contents(tmp_path) == before
+
+
+def test_a_finished_run_without_its_summary_is_finished_again(tmp_path, uninterrupted):
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
+    (tmp_path / SUMMARY).unlink()
     loop.run(fake_driver(dict.fromkeys(range(1, 20), never)), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
-    after = contents(tmp_path)
-    assert {name for name in after if after[name] != before[name]} <= {SUMMARY, CONFIG}
-    assert before.keys() == after.keys()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_nothing_is_touched(tmp_path):
+    def refused_without(*gone):
+        for name in gone:
+            path = tmp_path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        before = contents(tmp_path)
+        with pytest.raises(InputError) as refused:
+            loop.run(fake_driver({0: never}), config_of(tmp_path, resume=True), EVALUATOR)
+        assert contents(tmp_path) == before
+        return str(refused.value)
+
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
+    words = f"run_dir {tmp_path} has metrics of 10 chunks and no checkpoint: restore its checkpoints, or name another directory"
+    assert refused_without("checkpoints") == words
+    # Without the summary too, its metrics say enough; with nothing but a summary, that does.
+    assert refused_without(SUMMARY) == words
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, uninterrupted):
+    def crash() -> None:
+        raise RuntimeError("power cut")
+
+    def crash_in_chunk(chunk):
+        run_dir = tmp_path / str(chunk)
+        with pytest.raises(RuntimeError, match="power cut"):
+            loop.run(fake_driver({chunk: crash}), config_of(run_dir), EVALUATOR)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        return config_of(run_dir, resume=True)
+
+    # The third chunk is the first that is saved: up to its line there may have been no checkpoint, after it there has been one.
+    for chunk in (1, 4):
+        config = crash_in_chunk(chunk)
+        loop.run(fake_driver(), config, EVALUATOR)
+        assert results(config.run_dir) == uninterrupted
+    with pytest.raises(InputError, match="no checkpoint"):
+        loop.run(fake_driver({0: never}), crash_in_chunk(5), EVALUATOR)
 
 
 @pytest.mark.parametrize("first_total", [55, 60])
@@ -500,7 +545,7 @@ def test_only_damaged_checkpoints_are_refused_and_nothing_is_touched(tmp_path):
 def test_a_checkpoint_of_another_shape_is_refused_as_bad_input(tmp_path):
     loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
     with pytest.raises(InputError, match="step_000000000105"):
-        loop.run(fake_driver(width=3), config_of(tmp_path, resume=True), EVALUATOR)
+        loop.run(fake_driver(width=3), config_of(tmp_path, total_frames=200, resume=True), EVALUATOR)
 
 
 def test_a_budget_that_the_warm_up_uses_up_is_refused_or_finished(tmp_path, plotted):
