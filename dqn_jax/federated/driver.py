@@ -46,7 +46,7 @@ AXIS = "devices"
 
 _SUMS = ("frames", "updates", "episodes", "return_sum", "participants", "downloads", "left_out", "virtual_time")
 _MEANS = ("loss", "epsilon", "staleness", "drift")
-_FLAGS = ("finite", "broken", "weightless")
+_FLAGS = ("finite", "broken", "weightless", "uncounted")
 
 
 def from_config(config: FederatedExperiment, make: Callable[..., Driver] | None = None) -> tuple[Driver, Evaluator]:
@@ -185,7 +185,8 @@ def _repeated(federation: Federation, times: int) -> Callable[[FederatedState], 
         state, infos = jax.lax.scan(lambda state, _: federation.round(state), state, length=times)
         # Who broke first: from then on the server would pass it on to everybody.
         first = jnp.argmin(infos["finite"])
-        flags = {"finite": infos["finite"].all(0), "broken": infos["broken"][first], "weightless": infos["weightless"].any(0)}
+        flags = {"finite": infos["finite"].all(0), "broken": infos["broken"][first]}
+        flags |= {name: infos[name].any(0) for name in ("weightless", "uncounted")}
         return state, {name: values.sum(0) for name, values in infos.items() if name not in _FLAGS} | flags
 
     return rounds
@@ -212,9 +213,11 @@ def _problem(info: Info, seeds: np.ndarray, weighting: str, tolerant: bool) -> s
     remedy = "lower agent.learning_rate or set agent.max_grad_norm"
     bad = ~info["finite"]
     named = [(seed, np.flatnonzero(clients).tolist()) for seed, clients in zip(seeds[bad], info["broken"][bad], strict=True)]
-    if not tolerant and any(clients for _, clients in named):
-        who = ", ".join(f"client(s) {clients} of seed {seed}" for seed, clients in named if clients)
+    who = ", ".join(f"client(s) {clients} of seed {seed}" for seed, clients in named if clients)
+    if not tolerant and who:
         return f"{who}: an update is not finite, and this aggregator does not leave it out: {remedy}"
+    if info["uncounted"].any():
+        return f"{who}: no update of a round is finite, and the server has nothing to merge: {remedy}"
     if bad.any():
         who = f"seed(s) {seeds[bad].tolist()}: the server's parameters are not finite"
         return f"{who}: lower federated.server_learning_rate, or {remedy}"

@@ -104,7 +104,8 @@ def make_federation(network: Network, parts: Parts, config: FederatedConfig, axi
             shared = parts.sharing.shared(clients.agent.learner.params)
             server = server.replace(params=mean_of(shared, jnp.ones(size), axis_name))
         state = state.replace(server=server, clients=clients, participation=plan_state, round=Clock(now + 1))
-        return state, merge_info | _round_info(parts, config, server, cohort, plan, now, size, axis_name)
+        info = merge_info | _round_info(parts, config, server, cohort, plan, now, size, axis_name)
+        return state, info | {"finite": info["finite"] & ~info["uncounted"]}
 
     return Federation(init, run_round)
 
@@ -194,6 +195,7 @@ def _merge(
         "delta_norm": jnp.where(someone, optax.tree.norm(delta), 0.0),
         "left_out": _total(jnp.sum(cohort.present & ~counts), axis_name),
         "weightless": (_total(jnp.sum(counts), axis_name) > 0) & ~someone,
+        "uncounted": (_total(jnp.sum(cohort.present), axis_name) > 0) & (_total(jnp.sum(counts), axis_name) == 0),
     }
 
 

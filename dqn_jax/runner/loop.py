@@ -273,7 +273,7 @@ class _Run:
         return peers.gather(self._summarise(result, table) if peers.is_first() else None, "summary")[0]
 
     def _summarise(self, result: Record, table: np.ndarray) -> Record:
-        progress = self.progress
+        progress, lines = self.progress, read_metrics(self.run_dir)
         if not _crossed(self.config.runner.eval_every, progress.done - self.driver.per_step, progress.done):
             self._write_returns(table)
         returns = result["eval_return"]
@@ -287,7 +287,9 @@ class _Run:
             "final_returns": returns,
             **{f"final_{name.removeprefix('eval_')}": result[name] for name in self.eval_names[1:-1]},
             "final_unfinished_episodes": int(result["eval_unfinished"].sum()),
-            **milestones(read_metrics(self.run_dir), returns, self.config.runner.threshold),
+            **milestones(lines, returns, self.config.runner.threshold),
+            # Of a federation: updates of each seed that were not finite.
+            **({"left_out": np.sum([line["left_out"] for line in lines], axis=0)} if "left_out" in lines[0] else {}),
             **per_seed,
             "env_steps": sum(progress.frames),
             "updates": sum(progress.updates),

@@ -53,6 +53,8 @@ def _describe(line: Record) -> str:
     parts = [f"return {_mean(line['return'])}", f"loss {_mean(line['loss'], 3)}", f"epsilon {_mean(line['epsilon'], 2)}"]
     if line["eval_return"] is not None:
         parts.append(f"greedy return {_mean(line['eval_return'])}")
+    if np.sum(line.get("left_out", 0)):
+        parts.append(f"left out {np.sum(line['left_out'])} update(s)")
     return "  ".join(parts)
 
 

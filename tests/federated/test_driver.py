@@ -182,7 +182,8 @@ def test_the_servers_parameters_alone_unless_asked(weightless):
 
 
 def infos(**changes):
-    quiet = {"finite": np.array([True, True]), "weightless": np.array([False, False]), "broken": np.zeros((2, 3), bool)}
+    good, bad = np.array([True, True]), np.array([False, False])
+    quiet = {"finite": good, "weightless": bad, "uncounted": bad, "broken": np.zeros((2, 3), bool)}
     return quiet | changes
 
 

@@ -265,3 +265,22 @@ def test_the_client_that_broke_first_is_named():
     _, info = driver.step(driver.init())
     assert info["broken"].tolist() == [[False, False, True]]
     assert driver.problem(info).startswith("client(s) [2] of seed 0: an update is not finite")
+
+
+def test_a_round_in_which_nobody_counts_is_named_with_its_clients():
+    """In the second round the only two that deliver break; a third has broken before, and a round of nobody is none."""
+    part = jnp.array([[True, True, True], [True, False, True], [False] * 3, [True] * 3])
+    config = config_of(num_clients=3, local_steps=2, participation="poisson", num_clients_per_round=3)
+    options = {"rounds_per_step": 4, "change": planned(starts=part, delivers=part)}
+    driver = driver_of(config, poison={0: 2, 2: 2}, **options)
+    _, info = driver.step(driver.init())
+    assert (info["finite"].tolist(), info["uncounted"].tolist()) == ([False], [True])
+    assert driver.problem(info) == (
+        "client(s) [0, 2] of seed 0: no update of a round is finite, and the server has nothing to merge: "
+        "lower agent.learning_rate or set agent.max_grad_norm"
+    )
+    # One that counts is enough; and a round without anybody is no trouble.
+    driver = driver_of(config, poison={0: 2}, **options)
+    _, info = driver.step(driver.init())
+    assert (info["finite"].tolist(), info["uncounted"].tolist(), info["left_out"].tolist()) == ([True], [False], [1])
+    assert driver.problem(info) is None
