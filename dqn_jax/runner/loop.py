@@ -92,8 +92,8 @@ class _Run:
         self.found = self._find_checkpoint() if config.resume else None
         self.last_saved = self.found.path if self.found else None
         begin = {"done": driver.initial, "frames": [driver.initial_frames] * len(self.seeds), "updates": [0] * len(self.seeds)}
-        saved: Record = dict(self.found.progress) if self.found else begin | {"sizes": {}}
-        self.sizes = saved.pop("sizes")
+        saved: Record = dict(self.found.progress) if self.found else begin | {"marks": {}}
+        self.marks = saved.pop("marks")
         self.progress = _Progress(**saved)
         self.elapsed_before = self.progress.wall_seconds
         self.chunks = 0
@@ -128,6 +128,7 @@ class _Run:
         self.started = time.perf_counter()
         summary = self.records.read_summary()
         if self.found is not None and self.progress.done >= self.config.budget and summary is not None:
+            peers.agreed(lambda: self.records.check(self.marks), "run directory")
             print(f"{self.run_dir} is complete: nothing is left to do", flush=True)
             return summary
         with StopRequest() as stop:
@@ -155,7 +156,7 @@ class _Run:
         state = self.driver.init()
         if self.found is not None:
             state = self.found.restore(state)
-        peers.agreed(lambda: self.records.cut(self.sizes), "run directory")
+        peers.agreed(lambda: self.records.cut(self.marks), "run directory")
         self.records.write_config(self.config_dict)
         return state
 
@@ -259,7 +260,7 @@ class _Run:
         peers.agreed(lambda: self.driver.check(state), "check before a checkpoint")
         peers.check_equal(lambda: self.driver.params(state), "parameters")
         self.progress.wall_seconds = self._elapsed()
-        progress = dataclasses.asdict(self.progress) | {"sizes": self.records.sizes()}
+        progress = dataclasses.asdict(self.progress) | {"marks": self.records.marks()}
         keep = self.config.runner.keep_checkpoints
         self.last_saved = checkpoint.save(self.checkpoints, state, self.progress.done, progress, self.config_dict, keep)
         return self.last_saved

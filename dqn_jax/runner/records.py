@@ -1,11 +1,12 @@
 """The files of a run directory, apart from checkpoints and plots. Not here: what is measured.
 
-`metrics.jsonl` and `returns.csv` only grow; a checkpoint stores their sizes, and resuming cuts them there.
+`metrics.jsonl` and `returns.csv` only grow; a checkpoint stores their sizes and digests, and resuming cuts them there.
 """
 
 import csv
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -13,8 +14,9 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -30,6 +32,8 @@ CHECKPOINTS = "checkpoints"
 RETURNS_COLUMNS = ("seed", "policy", "split", "client", "env_params", "rounds", "frames", "updates", "return")
 ALONE = {"policy": "global", "split": "seen", "client": 0}
 """Columns of `returns.csv` for a run with a single policy and a single environment."""
+Marks: TypeAlias = Mapping[str, Sequence]
+"""{file: (size in bytes, SHA-256 of what it holds)}."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy")
 
 
@@ -58,27 +62,31 @@ class Records:
         except OSError as error:
             raise InputError(f"run_dir {run_dir} cannot be written ({error.strerror}): name another directory") from None
 
-    def sizes(self) -> dict[str, int]:
-        """Returns the bytes of each growing file, after flushing it to disk."""
-        sizes = {}
+    def marks(self) -> Marks:
+        """Returns size and digest of each growing file, all of them safely on disk."""
+        marks = {}
         for name in (METRICS, RETURNS):
             with open(self.run_dir / name, "rb") as file:
                 os.fsync(file.fileno())
-                sizes[name] = os.fstat(file.fileno()).st_size
-        return sizes
+                written = file.read()
+                marks[name] = (len(written), _sha256(written))
+        return marks
 
-    def cut(self, sizes: dict[str, int]) -> None:
-        """Cuts the growing files back to their sizes at a checkpoint (to 0 where a name is missing).
+    def check(self, marks: Marks) -> None:
+        """Raises InputError if a growing file is shorter than at a checkpoint, or differs from what it was up to there."""
+        for name, (size, digest) in marks.items():
+            path = self.run_dir / name
+            written = path.read_bytes()
+            if len(written) < size:
+                raise InputError(f"{path} has {len(written)} bytes, and the checkpoint was saved at {size}: restore the file")
+            if _sha256(written[:size]) != digest:
+                raise InputError(f"{path} has changed before byte {size}, where the checkpoint was saved: restore the file")
 
-        Raises:
-          InputError: if a file is shorter than it was.
-        """
-        for name, present in self.sizes().items():
-            if present < (size := sizes.get(name, 0)):
-                path = self.run_dir / name
-                raise InputError(f"{path} has {present} bytes, and the checkpoint was saved at {size}: restore the file")
+    def cut(self, marks: Marks) -> None:
+        """Cuts the growing files back to what they were at a checkpoint (to nothing where a name is missing); see `check`."""
+        self.check(marks)
         for name in (METRICS, RETURNS):
-            os.truncate(self.run_dir / name, sizes.get(name, 0))
+            os.truncate(self.run_dir / name, marks[name][0] if name in marks else 0)
 
     def write_config(self, config: Record) -> None:
         """Writes `config.json`: the config and the versions that ran it."""
@@ -142,11 +150,14 @@ class ReadOnly(Records):
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
 
-    def sizes(self) -> dict[str, int]:
-        """Returns {}: the first process saves the sizes."""
+    def marks(self) -> Marks:
+        """Returns {}: the first process saves the marks."""
         return {}
 
-    def cut(self, sizes: dict[str, int]) -> None:
+    def check(self, marks: Marks) -> None:
+        """Does nothing."""
+
+    def cut(self, marks: Marks) -> None:
         """Does nothing."""
 
     def append_metrics(self, line: Record) -> None:
@@ -216,6 +227,10 @@ def provenance() -> Record:
 def config_dict(config: Any) -> Record:
     """Converts a config dataclass to nested dicts of JSON values, as read back from a file."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -170,7 +170,7 @@ def test_a_state_that_is_not_restored_is_seen(resume, monkeypatch):
 
 @pytest.mark.long
 def test_files_that_are_not_cut_are_seen(resume, monkeypatch):
-    monkeypatch.setattr(Records, "cut", lambda self, sizes: None)
+    monkeypatch.setattr(Records, "cut", lambda self, marks: None)
     assert resume() == {METRICS, RETURNS}
 
 

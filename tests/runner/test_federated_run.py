@@ -22,6 +22,7 @@ from dqn_jax.federated.driver import from_config
 from dqn_jax.federated.participation import make_participation
 from dqn_jax.mapping import PLANS, stream_key
 from dqn_jax.runner import loop
+from dqn_jax.runner.lock import LOCK
 from dqn_jax.runner.records import CHECKPOINTS, CONFIG, METRICS, RETURNS, SUMMARY, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
 
@@ -57,7 +58,7 @@ def no_plot(monkeypatch):
 
 def test_a_federated_run_directory_is_complete(whole):
     files = {CONFIG, METRICS, RETURNS, SUMMARY, CHECKPOINTS, "learning_curve.png", "clients.png"}
-    assert {path.name for path in whole.iterdir()} == files
+    assert {path.name for path in whole.iterdir()} == files | {LOCK}
     for name in ("learning_curve.png", "clients.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")
     assert saved(whole) == [4, 8, 10]

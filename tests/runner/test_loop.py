@@ -433,6 +433,10 @@ def test_a_finished_run_resumed_says_so_and_does_nothing(tmp_path, capsys):
     assert loop.run(fake_driver({0: never})._replace(init=never), config_of(tmp_path, resume=True), EVALUATOR) == summary
     assert capsys.readouterr().out == f"{tmp_path} is complete: nothing is left to do\n"
     assert contents(tmp_path) == before
+    # But not of files that are no longer what they were.
+    (tmp_path / METRICS).write_bytes(before[METRICS].replace(b"frames", b"frame5", 1))
+    with pytest.raises(InputError, match="has changed before byte"):
+        loop.run(fake_driver({0: never}), config_of(tmp_path, resume=True), EVALUATOR)
 
 
 def test_a_finished_run_without_its_summary_is_finished_again(tmp_path, uninterrupted):

@@ -1,6 +1,7 @@
 """Proves what the files of a run directory hold, and that opening or cutting one that cannot be used changes nothing."""
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -95,14 +96,15 @@ def test_cut_goes_back_to_the_bytes_of_a_checkpoint(tmp_path):
     records = Records(tmp_path, resume=False)
     records.append_metrics({"frames": 10})
     records.append_returns(rows(10))
-    before, sizes = contents(tmp_path), records.sizes()
-    assert sizes == {METRICS: 15, RETURNS: len(before[RETURNS])}
+    before, marks = contents(tmp_path), records.marks()
+    assert marks == {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in before.items()}
     records.append_metrics({"frames": 20})
     records.append_returns(rows(20))
     with open(tmp_path / METRICS, "a") as file:
         file.write('{"fra')  # a line torn by a kill
     assert contents(tmp_path) != before
-    Records(tmp_path, resume=True).cut(sizes)
+    # As read back from a checkpoint.
+    Records(tmp_path, resume=True).cut(json.loads(json.dumps(marks)))
     assert contents(tmp_path) == before
     Records(tmp_path, resume=True).cut({})
     assert contents(tmp_path) == {METRICS: b"", RETURNS: b""}
@@ -111,7 +113,7 @@ def test_cut_goes_back_to_the_bytes_of_a_checkpoint(tmp_path):
     assert contents(tmp_path)[RETURNS] == before[RETURNS]
 
 
-def test_sizes_are_of_what_is_on_disk(tmp_path, monkeypatch):
+def test_marks_are_of_what_is_on_disk(tmp_path, monkeypatch):
     """A checkpoint must not promise bytes that a power cut can take back."""
     records = Records(tmp_path, resume=False)
     records.append_metrics({"frames": 10})
@@ -120,23 +122,42 @@ def test_sizes_are_of_what_is_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(
         os, "fsync", lambda fd: (synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd))
     )
-    assert records.sizes() == {METRICS: 15, RETURNS: 0}
+    assert {name: size for name, (size, _) in records.marks().items()} == {METRICS: 15, RETURNS: 0}
     assert synced == [METRICS, RETURNS]
 
 
 def test_too_short_a_file_is_refused_and_nothing_is_lost(tmp_path):
     records = Records(tmp_path, resume=False)
     records.append_metrics({"frames": 10})
-    for sizes, words in (
-        ({METRICS: 5, RETURNS: 9}, r"returns\.csv has 0 bytes, and the checkpoint was saved at 9: restore the file"),
-        ({METRICS: 16, RETURNS: 5}, r"metrics\.jsonl has 15 bytes, and the checkpoint was saved at 16: restore the file"),
+    written = records.marks()
+    for marks, words in (
+        ({RETURNS: (9, "")}, r"returns\.csv has 0 bytes, and the checkpoint was saved at 9: restore the file"),
+        ({METRICS: (16, "")}, r"metrics\.jsonl has 15 bytes, and the checkpoint was saved at 16: restore the file"),
     ):
         before = contents(tmp_path)
         with pytest.raises(InputError, match=words):
-            records.cut(sizes)
+            records.cut(written | marks)
         assert contents(tmp_path) == before
-        # For the second, returns that are long enough.
-        records.append_returns(rows(10))
+
+
+@pytest.mark.parametrize("name", [METRICS, RETURNS])
+def test_a_changed_digit_before_a_checkpoint_is_refused_and_nothing_is_lost(tmp_path, name):
+    records = Records(tmp_path, resume=False)
+    records.append_metrics({"frames": 10})
+    records.append_returns(rows(10))
+    marks = records.marks()
+    path = tmp_path / name
+    size = path.stat().st_size
+    records.append_metrics({"frames": 20})
+    records.append_returns(rows(20))
+    path.write_bytes(path.read_bytes().replace(b"10", b"11", 1))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=rf"{name} has changed before byte {size}, where the checkpoint was saved: restore"):
+        records.cut(marks)
+    assert contents(tmp_path) == before
+    # What comes after the checkpoint may be anything.
+    path.write_bytes(path.read_bytes().replace(b"11", b"10", 1) + b"\xff")
+    records.cut(marks)
 
 
 def test_a_directory_that_holds_a_run_is_left_alone_without_resume(tmp_path):
