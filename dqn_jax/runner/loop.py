@@ -116,11 +116,11 @@ class _Run:
         ends = itertools.count(self.driver.initial + step, step)
         # A run may be killed between the metrics of a chunk and its checkpoint.
         due = next(chunk for chunk, end in enumerate(ends, start=1) if _crossed(period, end - step, end))
-        lines = self.records.count_metrics()
-        if lines > due or self.records.read_summary() is not None:
+        lines, finished = self.records.count_metrics(), self.records.read_summary() is not None
+        if finished or lines > due:
+            what = "a summary" if finished else f"metrics of {lines} chunks"
             raise InputError(
-                f"run_dir {self.run_dir} has metrics of {lines} chunks and no checkpoint: restore its {CHECKPOINTS}, or name "
-                "another directory"
+                f"run_dir {self.run_dir} has {what} and no checkpoint: restore its {CHECKPOINTS}, or name another directory"
             )
 
     def to_the_end(self) -> Record:

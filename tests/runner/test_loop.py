@@ -458,10 +458,12 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_nothing_is_touched(tmp_
         return str(refused.value)
 
     loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
-    words = f"run_dir {tmp_path} has metrics of 10 chunks and no checkpoint: restore its checkpoints, or name another directory"
-    assert refused_without("checkpoints") == words
-    # Without the summary too, its metrics say enough; with nothing but a summary, that does.
-    assert refused_without(SUMMARY) == words
+    words = f"run_dir {tmp_path} has {{}} and no checkpoint: restore its checkpoints, or name another directory"
+    metrics = (tmp_path / METRICS).read_bytes()
+    (tmp_path / METRICS).write_bytes(b"")
+    assert refused_without("checkpoints") == words.format("a summary")
+    (tmp_path / METRICS).write_bytes(metrics)
+    assert refused_without(SUMMARY) == words.format("metrics of 10 chunks")
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, uninterrupted):
