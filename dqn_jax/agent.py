@@ -62,7 +62,7 @@ class AgentState(flax.struct.PyTreeNode):
     """Batches sampled. The learner's own count moves with the learner, which may be somebody else's."""
 
 
-class Init(Protocol):
+class AgentInit(Protocol):
     """`Agent.init`."""
 
     def __call__(
@@ -71,7 +71,7 @@ class Init(Protocol):
         """Makes the first state: of the environment's parameters and the config's numbers, if none are given."""
 
 
-class Add(Protocol):
+class AgentAdd(Protocol):
     """`Agent.add`."""
 
     def __call__(
@@ -103,8 +103,8 @@ class Learn(Protocol):
 class Agent(NamedTuple):
     """DQN as pure functions of its state."""
 
-    init: Init
-    add: Add
+    init: AgentInit
+    add: AgentAdd
     act: Act
     prepare: Callable[[AgentState], AgentState]
     """state -> state whose memory is ready for the updates of a step; nothing to do for most memories."""

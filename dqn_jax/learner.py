@@ -54,7 +54,7 @@ class HasNetworks(Protocol):
         """The loss's numbers."""
 
 
-class Init(Protocol):
+class LearnerInit(Protocol):
     """`Learner.init`."""
 
     def __call__(
@@ -70,7 +70,7 @@ class Grad(Protocol):
         """Returns gradients of the mean weighted loss, priority [B], info."""
 
 
-class Apply(Protocol):
+class LearnerApply(Protocol):
     """`Learner.apply`."""
 
     def __call__(self, state: LearnerState, grads: Params, correction: Correction | None = None) -> tuple[LearnerState, Info]:
@@ -92,9 +92,9 @@ class Step(Protocol):
 class Learner(NamedTuple):
     """Learning as pure functions: `step` is `apply` after the mean over devices of `grad`."""
 
-    init: Init
+    init: LearnerInit
     grad: Grad
-    apply: Apply
+    apply: LearnerApply
     step: Step
 
 

@@ -32,7 +32,7 @@ class QValues(NamedTuple):
     """[A] float32."""
 
 
-class Apply(Protocol):
+class NetworkApply(Protocol):
     """A network, as a function."""
 
     def __call__(self, params: Params, obs: jax.Array, key: jax.Array | None, carry: Tree = None) -> Outputs:
@@ -51,7 +51,7 @@ class Network(NamedTuple):
 
     init: Callable[[jax.Array], Params]
     """key -> parameters, with the top-level groups `trunk` and `head`."""
-    apply: Apply
+    apply: NetworkApply
 
 
 def make_network(config: NetworkConfig, spec: EnvSpec) -> Network:
@@ -101,7 +101,7 @@ def _check(
     config: NetworkConfig,
     trunk: nn.Module,
     init: Callable[[jax.Array], Params],
-    apply: Apply,
+    apply: NetworkApply,
     obs_shape: tuple[int, ...],
     num_actions: int,
 ) -> None:

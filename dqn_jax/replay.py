@@ -51,14 +51,14 @@ class ReplayState(flax.struct.PyTreeNode):
     """Priorities; nothing where sampling is uniform."""
 
 
-class Init(Protocol):
+class MemoryInit(Protocol):
     """`Memory.init`."""
 
     def __call__(self, hyperparams: ReplayHyperparams | None = None) -> ReplayState:
         """Makes an empty memory; a prioritised one needs the hyperparams."""
 
 
-class Add(Protocol):
+class MemoryAdd(Protocol):
     """`Memory.add`."""
 
     def __call__(
@@ -84,8 +84,8 @@ class Prepare(Protocol):
 class Memory(NamedTuple):
     """A memory as pure functions. Where `valid` ([] bool) is false they change nothing."""
 
-    init: Init
-    add: Add
+    init: MemoryInit
+    add: MemoryAdd
     sample: Callable[[jax.Array, ReplayState], Sample]
     """(key, state) -> batch. An empty memory has nothing to draw: the agent's warm-up fills it first."""
     update: Update

@@ -192,6 +192,13 @@ def long_functions(source: str, limit: int = MAX_LINES) -> list[str]:
     return [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, FUNCTIONS) and own_lines(node) > limit]
 
 
+def test_no_two_classes_have_one_name():
+    modules = [(module, ast.walk(ast.parse(source))) for module, source in sources().items() if module.startswith("dqn_jax")]
+    names = [node.name for _, nodes in modules for node in nodes if isinstance(node, ast.ClassDef)]
+    assert len(names) > 50
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 @pytest.mark.parametrize("rule", [import_violations, effect_violations, undocumented])
 def test_every_module_obeys(rule):
     assert len(sources()) > 20

@@ -8,6 +8,7 @@ from dqn_jax.config import (
     FramesExperiment,
     ServiceTime,
     check_choices,
+    check_divides,
     check_whole,
     require,
 )
@@ -190,11 +191,7 @@ class ActorLearnerExperiment(WorkersExperiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         agent, actors = self.agent, self.actors
-        require(
-            agent.num_envs % actors.num_actors == 0,
-            f"agent.num_envs is {agent.num_envs}, which does not divide over {actors.num_actors} actors: make it a multiple "
-            f"of {actors.num_actors}",
-        )
+        check_divides("agent.num_envs", agent.num_envs, actors.num_actors, "actors")
         acts = agent.acts_per_step
         if actors.mode == "asynchronous":
             require(

@@ -54,7 +54,7 @@ class Worker(NamedTuple):
     """(state, server state) -> `agent.diagnose` of the server's parameters on this worker's experience."""
 
 
-class Apply(Protocol):
+class ServerApply(Protocol):
     """`Server.apply`."""
 
     def __call__(self, state: LearnerState, push: Params, lag: jax.Array | int = 0) -> tuple[LearnerState, jax.Array]:
@@ -66,7 +66,7 @@ class Server(NamedTuple):
 
     init: Callable[[Tree], LearnerState]
     """seed -> state."""
-    apply: Apply
+    apply: ServerApply
     apply_mean: Callable[[LearnerState, Params], LearnerState]
     """(state, pushes [W, ...]) -> state: behind a barrier, one update by the mean of all."""
 
