@@ -108,6 +108,9 @@ def _beat(run_dir: Path, path: Path, stack: contextlib.ExitStack) -> None:
             sign()
 
     sign()
-    threading.Thread(target=go_on, daemon=True).start()
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    # In reverse: the thread has ended before the file goes, and cannot write it again.
     stack.callback(path.unlink, missing_ok=True)
+    stack.callback(thread.join)
     stack.callback(ended.set)
