@@ -72,15 +72,20 @@ def make_data_parallel(
       InputError: where sizes or seeds do not divide over the devices.
     """
     num_devices, in_lanes = len(devices), env_params is not None
-    apart = seeds_over_devices or in_lanes
+    apart, every_seed = seeds_over_devices or in_lanes, np.array(seeds, np.uint32)
+    own_params: tuple = ()
     if apart:
         check_divides("num_seeds", len(seeds), num_devices)
-    num_shards = jax.tree.leaves(env_params)[0].shape[1] if in_lanes else 1 if apart else num_devices
-    agent = make_agent(env, network, config, AXIS if in_lanes or not apart else None, num_shards)
-    every_seed = np.array(seeds, np.uint32)
     seed_rows = to_devices(every_seed, num_devices) if apart else np.tile(every_seed, (num_devices, 1))
-    shards = np.tile(np.arange(num_shards), (num_devices, 1)) if in_lanes else np.arange(num_devices) * (not apart)
-    start_args = (seed_rows, shards.astype(np.int32), *([to_devices(env_params, num_devices)] if in_lanes else []))
+    if in_lanes:
+        num_shards = jax.tree.leaves(env_params)[0].shape[1]
+        shards, own_params = np.tile(np.arange(num_shards), (num_devices, 1)), (to_devices(env_params, num_devices),)
+    elif apart:
+        num_shards, shards = 1, np.zeros(num_devices)
+    else:
+        num_shards, shards = num_devices, np.arange(num_devices)
+    agent = make_agent(env, network, config, AXIS if in_lanes or not apart else None, num_shards)
+    start_args = (seed_rows, shards.astype(np.int32), *own_params)
 
     def start(seed: jax.Array, shard: jax.Array, env_params: EnvParams = env.params) -> AgentState:
         return agent.warm_up(agent.init(stream_key(seed), env_params, shard=shard))
