@@ -24,5 +24,6 @@ def hurry() -> None:
         flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
         # XLA ends the process at a flag that it does not know; these versions were seen to know this one.
         if version("jaxlib").startswith(("0.10.", "0.11.0")):
-            flags.append("--xla_cpu_use_fusion_emitters=false")
+            # Without one more part of the compiler, and each program in one piece: the other core has a process of its own.
+            flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
         os.environ["XLA_FLAGS"] = " ".join(flags).strip()
