@@ -5,7 +5,7 @@ Not here: anything that needs jax or gymnax (device counts, environments), which
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 MAX_COUNT = 2**31 - 1
 """Largest count an int32 device counter can hold."""
@@ -20,7 +20,7 @@ Record: TypeAlias = dict[str, Any]
 """Named values as a JSON file has them."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """A user's input that cannot be used. The message names it, its value and the remedy, in one sentence."""
 
 
@@ -129,6 +129,13 @@ class AgentConfig:
     Sizes (`num_envs`, `batch_size`, `replay_capacity`) are those of one whole agent. Data-parallel training divides them by
     the number of devices, so the same config is the same algorithm on any hardware.
     """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = (
+        *("discount", "priority_exponent", "importance_exponent"),
+        *("learning_rate", "target_rate", "max_grad_norm"),
+        *("epsilon_start", "epsilon_end", "epsilon_decay_frames"),
+    )
+    """Fields that are numbers in the agent's state (`agent.hyperparams_of`), and so may change when a run is resumed."""
 
     num_envs: int = 16
     """Environments stepped at once."""
@@ -267,8 +274,7 @@ class RunnerConfig:
     """Newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        check_whole("runner.", self, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-        check_whole("runner.", self, "eval_episodes", least=32)
+        check_whole("runner.", self, "log_every", "eval_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
         if self.eval_wrappers is not None:
             check_texts("runner.", self, "eval_wrappers")
         if self.threshold is not None:

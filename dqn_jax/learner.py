@@ -215,10 +215,10 @@ def make_optimizer(config: AgentConfig) -> Callable[[LearnerHyperparams], optax.
         build = optax_rule(argument, spec, found)
 
     def optimizer(hyperparams: LearnerHyperparams) -> optax.GradientTransformation:
-        rule = build(hyperparams.learning_rate)
-        if config.max_grad_norm is None:
-            return rule
-        return optax.chain(optax.clip_by_global_norm(hyperparams.max_grad_norm), rule)
+        clips = config.max_grad_norm is not None
+        # The state has the same parts with and without: a run may be resumed with clipping.
+        clip = optax.clip_by_global_norm(hyperparams.max_grad_norm) if clips else optax.identity()
+        return optax.chain(clip, build(hyperparams.learning_rate))
 
     return optimizer
 

@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 def is_users(spec: str) -> bool:
     """Tells whether a name is a user's `module:attribute`, with numbers or without."""
-    return ":" in _divided(spec)[0]
+    return ":" in divided(spec)[0]
 
 
 def lookup(argument: str, spec: str, named: Mapping[str, Any], usable: Callable[[Any], bool] = callable) -> Found:
@@ -51,7 +51,7 @@ def lookup(argument: str, spec: str, named: Mapping[str, Any], usable: Callable[
     Raises:
       InputError: if there is no such thing, it is of another kind, or its module fails when it is imported.
     """
-    name, numbers = _divided(spec)
+    name, numbers = divided(spec)
     if name in named:
         return Found(named[name], numbers)
     module_name, _, attribute = name.partition(":")
@@ -178,7 +178,7 @@ def blamed_on(argument: str, spec: str) -> Iterator[None]:
         raise InputError(f"{argument} is {spec!r}, which fails{_place_of(error)} with {reason}") from error
 
 
-def _divided(spec: str) -> tuple[str, tuple[float, ...]]:
+def divided(spec: str) -> tuple[str, tuple[float, ...]]:
     """Splits a spec into (name, numbers at its end)."""
     parts = spec.split(":")
     numbers: list[float] = []

@@ -77,7 +77,8 @@ def step_of(config):
         "info": info,
         "params": numbers(learner.params),
         "target_params": numbers(learner.target_params),
-        "optimizer": numbers(learner.opt_state),
+        # After the part that clips.
+        "optimizer": numbers(learner.opt_state[1]),
         **priorities,
     }
 

@@ -33,7 +33,6 @@ REFUSED = [
         if value is not None
     ),
     *((DataParallelExperiment, "", "seed", value, "whole number from 0") for value in BAD_COUNTS if value != 0),
-    (RunnerConfig, "runner.", "eval_episodes", 31, "whole number from 32"),
     *((AgentConfig, "agent.", name, value, "finite number") for name in (*SHARES, *POSITIVE_SHARES) for value in BAD_NUMBERS),
     *((AgentConfig, "agent.", name, 1.01, "at most 1") for name in (*SHARES, "target_rate")),
     # At 1 its moments would never move.

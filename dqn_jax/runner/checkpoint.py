@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import InputError, Record
+from dqn_jax.config import AgentConfig, InputError, Record
+from dqn_jax.lookup import divided
 from dqn_jax.runner import peers
+from dqn_jax.runner.config_file import flatten
 
 ARRAYS = "arrays-{}.npz"
 """Name of a process's arrays, by its number."""
 MANIFEST = "manifest.json"
 _MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold", "patience", "ray_address")
+"""What is no part of the state, and changes nothing before the checkpoint."""
+NUMBERS = tuple(f"agent.{name}" for name in AgentConfig.NUMBERS)
+_NAMES = ("agent.loss", "agent.exploration")
+"""Names of parts whose numbers, after a colon, are in the state too."""
 
 
 class DamagedCheckpoint(Exception):
@@ -45,8 +52,12 @@ class Checkpoint:
     config: Record
     leaves: list[Record]
 
-    def restore(self, template: chex.ArrayTree) -> chex.ArrayTree:
+    def restore(self, template: chex.ArrayTree, new_numbers: bool = False) -> chex.ArrayTree:
         """Reads the saved state, each leaf placed as the template's is.
+
+        Args:
+          template: a state of the same run.
+          new_numbers: whether to take the numbers of the config, `NUMBERS`, from the template.
 
         Raises:
           InputError: if the template has other leaves, shapes or dtypes.
@@ -59,7 +70,11 @@ class Checkpoint:
         with np.load(self.path / _own_arrays()) as arrays:
             values = [arrays[f"arr_{index}"] for index in range(len(expected))]
         leaves, structure = jax.tree.flatten(template)
-        return jax.tree.unflatten(structure, [_to_device(value, like) for value, like in zip(values, leaves, strict=True)])
+        restored = [_to_device(value, like) for value, like in zip(values, leaves, strict=True)]
+        if new_numbers:
+            names = [leaf["name"] for leaf in expected]
+            restored = [new if _is_number(name) else old for name, new, old in zip(names, leaves, restored, strict=True)]
+        return jax.tree.unflatten(structure, restored)
 
 
 def save(directory: Path, state: chex.ArrayTree, done: int, progress: Record, config: Record, keep: int) -> Path:
@@ -175,20 +190,37 @@ def _is_valid(path: Path) -> bool:
     return True
 
 
-def check_same_config(saved: Record, current: Record) -> None:
-    """Raises InputError, field by field, where two configs (nested dicts) differ in what would change the run."""
-    before, now = _flatten(saved), _flatten(current)
-    names = [name for name in sorted(before.keys() | now.keys()) if name not in _MAY_CHANGE]
-    changes = [f"{name} was {before.get(name)} and is {now.get(name)}" for name in names if before.get(name) != now.get(name)]
-    if changes:
-        raise InputError(f"the run directory holds another config ({'; '.join(changes)}): undo that or use a new run directory")
+def check_same_config(saved: Record, current: Record) -> Record:
+    """Compares the config of a run (nested dicts) with the one it is resumed with.
+
+    Returns:
+      The `NUMBERS` that have changed: {name: [before, now]}.
+
+    Raises:
+      InputError: field by field, where anything else differs that would change the run.
+    """
+    before, now = flatten(saved), flatten(current)
+    differ = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changes = {name: [before.get(name), now.get(name)] for name in differ if name not in _MAY_CHANGE}
+    refused = "; ".join(words_of({name: change}) for name, change in changes.items() if not _are_numbers(name, *change))
+    if refused:
+        raise InputError(f"the run directory holds another config ({refused}): undo that or use a new run directory")
+    return changes
 
 
-def _flatten(config: Record, prefix: str = "") -> Record:
-    flat: Record = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def words_of(changes: Record) -> str:
+    """Says which numbers changed."""
+    return "; ".join(f"{name} was {before} and is {now}" for name, (before, now) in changes.items())
+
+
+def _is_number(name: str) -> bool:
+    """Tells whether a leaf of the state, by its path, holds a number of the config; that of a restarted decay does not."""
+    return not name.endswith(".epsilon_first_frame") and re.search(r"\.(loss_)?hyperparams\b", name) is not None
+
+
+def _are_numbers(name: str, before: Any, now: Any) -> bool:
+    """Tells whether two values of a field, given by its dotted name, differ in numbers of the state alone."""
+    return name in NUMBERS or (name in _NAMES and divided(before)[0] == divided(now)[0])
 
 
 def _describe(path: Any, leaf: jax.Array) -> Record:

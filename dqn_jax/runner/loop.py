@@ -20,11 +20,12 @@ from dqn_jax.config import Experiment, InputError, Record, TrainingError
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.mapping import evaluation_key
 from dqn_jax.runner import checkpoint, peers
+from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.lock import locked
 from dqn_jax.runner.milestones import milestones
 from dqn_jax.runner.plots import draw_run
 from dqn_jax.runner.progress import Display
-from dqn_jax.runner.records import ALONE, CHECKPOINTS, config_dict, jsonable, open_records, read_metrics
+from dqn_jax.runner.records import ALONE, CHECKPOINTS, jsonable, open_records, read_metrics
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
 from dqn_jax.types import Driver, Info
@@ -46,6 +47,8 @@ class _Progress:
     timed_frames: int = 0
     """Frames, of all seeds, of the chunks timed in `timed_seconds`: all but the first after each start, which compiles."""
     timed_seconds: float = 0.0
+    history: list[Record] = dataclasses.field(default_factory=list)
+    """Numbers of the config that changed when the run was resumed: [{"frames": 1000, "agent.learning_rate": [before, now]}]."""
 
 
 def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> Record:
@@ -81,20 +84,23 @@ class _Run:
 
     def __init__(self, driver: Driver, config: Experiment, evaluator: Evaluator) -> None:
         self.driver, self.config, self.run_dir = driver, config, config.run_dir
-        # The number of devices that None stood for: the state is divided over them.
-        self.config_dict = config_dict(config) | {"num_devices": len(driver.devices)}
+        # The number of devices (of each process) that None stood for: the state is divided over them.
+        self.config_dict = config_dict(config) | {"num_devices": len(driver.devices) // jax.process_count()}
         peers.check_same(self.config_dict)
         self.checkpoints = self.run_dir / CHECKPOINTS
         self.seeds = np.array(config.seeds)
         self.evaluator = evaluator
         self.problems: list[str] = []
         self.records = open_records(self.run_dir, config.resume)
+        self.changes: Record = {}
         self.found = self._find_checkpoint() if config.resume else None
         self.last_saved = self.found.path if self.found else None
         begin = {"done": driver.initial, "frames": [driver.initial_frames] * len(self.seeds), "updates": [0] * len(self.seeds)}
         saved: Record = dict(self.found.progress) if self.found else begin | {"marks": {}}
         self.marks = saved.pop("marks")
         self.progress = _Progress(**saved)
+        if self.changes:
+            self.progress.history = [*self.progress.history, {driver.unit: self.progress.done, **self.changes}]
         self.elapsed_before = self.progress.wall_seconds
         self.chunks = 0
         columns = len(evaluator.columns[0])
@@ -104,7 +110,7 @@ class _Run:
         """Finds the checkpoint to resume from; raises before anything on disk is changed."""
         found, self.problems = checkpoint.newest_valid(self.checkpoints)
         if found is not None:
-            checkpoint.check_same_config(found.config, self.config_dict)
+            self.changes = checkpoint.check_same_config(found.config, self.config_dict)
         elif (written := self.records.read_config()) is not None:
             checkpoint.check_same_config(written, self.config_dict)
             self._check_never_saved()
@@ -155,9 +161,9 @@ class _Run:
     def _start(self) -> Any:
         state = self.driver.init()
         if self.found is not None:
-            state = self.found.restore(state)
+            state = self.found.restore(state, new_numbers=bool(self.changes))
         peers.agreed(lambda: self.records.cut(self.marks), "run directory")
-        self.records.write_config(self.config_dict)
+        self.records.write_config(self.config_dict, self.progress.history)
         return state
 
     def _greet(self, display: Display) -> None:
@@ -165,6 +171,8 @@ class _Run:
             display.say(f"warning: {problem}; using the one before")
         if self.found is not None:
             display.say(f"resuming {self.run_dir} at {self._position()}")
+        if self.changes:
+            display.say(f"from here {checkpoint.words_of(self.changes)}")
         display.say(f"{self.config.num_seeds} seed(s) on {', '.join(self.driver.devices)}")
 
     def _step(self, state: Any) -> tuple[Any, Info]:
@@ -253,7 +261,8 @@ class _Run:
     def _refuse(self, problem: str | None) -> None:
         if problem is None:
             return
-        kept = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint had been saved yet"
+        good = f"--resume goes on from the last good checkpoint, {self.last_saved}"
+        kept = good if self.last_saved else "no checkpoint had been saved yet"
         raise TrainingError(f"after {self._position()}, {problem}; {kept}")
 
     def _save(self, state: Any) -> Path:

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dqn_jax.config import Record
-from dqn_jax.runner.records import CONFIG, read_metrics, read_returns
+from dqn_jax.runner.config_file import CONFIG
+from dqn_jax.runner.records import read_metrics, read_returns
 from dqn_jax.runner.statistics import bootstrap_ci95
 
 LEARNING_CURVE = "learning_curve.png"

@@ -4,7 +4,6 @@
 """
 
 import csv
-import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -23,8 +22,8 @@ import numpy as np
 
 from dqn_jax.config import InputError, Record
 from dqn_jax.runner import peers
+from dqn_jax.runner.config_file import CONFIG, config_dict, read_config
 
-CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RETURNS = "returns.csv"
 SUMMARY = "summary.json"
@@ -88,24 +87,18 @@ class Records:
         for name in (METRICS, RETURNS):
             os.truncate(self.run_dir / name, marks[name][0] if name in marks else 0)
 
-    def write_config(self, config: Record) -> None:
-        """Writes `config.json`: the config and the versions that ran it."""
-        self._write(CONFIG, config | {"versions": _versions()})
+    def write_config(self, config: Record, history: Sequence[Record] = ()) -> None:
+        """Writes `config.json`: the config, which of its numbers changed when (see `runner.loop`), and the versions."""
+        self._write(CONFIG, config | {"history": list(history), "versions": _versions()})
 
     def read_config(self) -> Record | None:
-        """Reads `config.json` without the versions; None where there is none.
+        """Reads the config of `config.json`; None where there is none.
 
         Raises:
           InputError: if it cannot be read.
         """
         path = self.run_dir / CONFIG
-        if not path.exists():
-            return None
-        try:
-            config = json.loads(path.read_text())
-        except ValueError:
-            raise InputError(f"{path} is damaged (not JSON): restore it or use a new run directory") from None
-        return {name: value for name, value in config.items() if name != "versions"}
+        return read_config(path) if path.exists() else None
 
     def read_summary(self) -> Record | None:
         """Reads `summary.json`; None where there is none that can be read, as before a run's end."""
@@ -190,7 +183,7 @@ def is_complete(run_dir: Path, config: Any) -> bool:
     """Tells whether a run directory holds a finished run of this config dataclass, on however many devices."""
     if not (run_dir / SUMMARY).exists():
         return False
-    saved, wanted = json.loads((run_dir / CONFIG).read_text()), config_dict(config)
+    saved, wanted = read_config(run_dir / CONFIG), config_dict(config)
     return all(saved.get(name) == wanted[name] for name in wanted if name not in ("num_devices", "run_dir", "resume"))
 
 
@@ -222,11 +215,6 @@ def provenance() -> Record:
         "cores": os.cpu_count(),
         "versions": _versions(),
     }
-
-
-def config_dict(config: Any) -> Record:
-    """Converts a config dataclass to nested dicts of JSON values, as read back from a file."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def _sha256(data: bytes) -> str:

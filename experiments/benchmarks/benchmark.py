@@ -285,7 +285,8 @@ def bare_arithmetic(network: Any, config: AgentConfig, obs_shape: tuple[int, ...
     import jax.numpy as jnp
     import optax
 
-    optimizer = optax.adam(config.learning_rate, eps=config.optimizer_eps)
+    # Of the form that the learner's state has, without clipping.
+    optimizer = optax.chain(optax.identity(), optax.adam(config.learning_rate, eps=config.optimizer_eps))
     keys = jax.random.split(jax.random.key(1), 2)
     s_tm1, s_t = (jax.random.normal(key, (config.batch_size, *obs_shape)) for key in keys)
     a_tm1 = jnp.arange(config.batch_size) % 2

@@ -16,8 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dqn_jax.config import InputError, Record
+from dqn_jax.runner.config_file import CONFIG
 from dqn_jax.runner.plots import band
-from dqn_jax.runner.records import CONFIG, RETURNS, jsonable, read_returns
+from dqn_jax.runner.records import RETURNS, jsonable, read_returns
 from dqn_jax.runner.statistics import bootstrap_ci95
 
 CURVES = "curves.csv"

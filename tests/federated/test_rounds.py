@@ -206,7 +206,7 @@ def test_averaged_moments_by_hand():
         mean, square = means.mean(), squares.mean()
         expected.append(w)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
-    adam = state.server.moments[0]
+    adam = state.server.moments[1][0]
     np.testing.assert_allclose([adam.mu["w"], adam.nu["w"]], [mean, square], rtol=1e-4)
     assert int(adam.count) == 3
 

@@ -138,8 +138,9 @@ def test_other_refusals(own):
 
 
 def moments(trunk, head, count):
-    """Adam's state."""
-    return (optax.ScaleByAdamState(jnp.int32(count), tree(trunk, head), tree(trunk + 1, head + 1)), optax.EmptyState())
+    """Adam's state, after that of no clipping."""
+    adam = optax.ScaleByAdamState(jnp.int32(count), tree(trunk, head), tree(trunk + 1, head + 1))
+    return (optax.EmptyState(), (adam, optax.EmptyState()))
 
 
 @pytest.mark.parametrize("target", ["keep", "global", "average"])
@@ -163,7 +164,7 @@ def test_a_broadcast_by_hand(target, kept):
     begun = parts.client.begin(state, server, jnp.int32(1)).agent.learner
     assert_bitwise(begun.params, tree(10, 2))
     assert_bitwise(begun.target_params, tree({"keep": 3, "global": 10, "average": 20}[target], 4))
-    (adam, _), expected = begun.opt_state, {"keep": (5, 6, 9), "reset": (0, 0, 0), "average": (30, 31, 50)}[kept]
+    (_, (adam, _)), expected = begun.opt_state, {"keep": (5, 6, 9), "reset": (0, 0, 0), "average": (30, 31, 50)}[kept]
     assert_bitwise((adam.mu, adam.nu, adam.count), (tree(expected[0], 7), tree(expected[1], 8), jnp.int32(expected[2])))
 
 
@@ -260,9 +261,9 @@ def test_two_rounds_of_averaged_moments_by_hand():
     for count in (1, 2):
         shared, alone = tuple(x.mean() for x in step(*shared, count)), step(*alone, count)
     np.testing.assert_allclose(weights[1], shared[0], rtol=1e-4)
-    adam = state.clients.agent.learner.opt_state[0]
+    adam = state.clients.agent.learner.opt_state[1][0]
     np.testing.assert_allclose([state.clients.agent.learner.params["own"], adam.mu["own"], adam.nu["own"]], alone, rtol=1e-4)
-    assert state.server.moments[0].mu["own"] is None
+    assert state.server.moments[1][0].mu["own"] is None
 
 
 @pytest.mark.long

@@ -17,7 +17,8 @@ from pathlib import Path
 from laws.long_run import Reference, changed_at, children_of, compare, end_of, last_end_of, start, wait_for
 from laws.run_files import saved
 
-from dqn_jax.runner.records import CHECKPOINTS, CONFIG, METRICS
+from dqn_jax.runner.config_file import CONFIG
+from dqn_jax.runner.records import CHECKPOINTS, METRICS
 
 FROM_START = 0.25
 """The part of them whose time counts from the start of the process."""

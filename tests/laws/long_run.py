@@ -18,7 +18,9 @@ from typing import Any
 from laws import killed_run
 from laws.run_files import differences
 
-from dqn_jax.runner.records import CHECKPOINTS, CONFIG
+from dqn_jax.config import InputError
+from dqn_jax.runner.config_file import CONFIG
+from dqn_jax.runner.records import CHECKPOINTS
 
 SCRIPT = Path(__file__).parents[1] / "faults.py"
 # Driver: (its config in killed_run.py, how many times that budget). The longest first.
@@ -116,7 +118,7 @@ def compare(run_dir: Path, other: Path) -> list[str]:
     """Names of all that differs, but for which checkpoints are left: that depends on where a run was stopped."""
     try:
         return sorted(differences(run_dir, other) - {CHECKPOINTS})
-    except (AssertionError, KeyError, OSError, ValueError) as error:
+    except (AssertionError, InputError, KeyError, OSError, ValueError) as error:
         return [f"{type(error).__name__}: {error}"]
 
 

@@ -154,7 +154,7 @@ def test_resuming_here_changes_nothing(resume):
 @pytest.mark.parametrize("perturb", [one_byte_of_replay, another_stream, an_empty_window, an_earlier_clock])
 def test_a_perturbed_state_is_seen(resume, monkeypatch, perturb):
     restore = checkpoint.Checkpoint.restore
-    monkeypatch.setattr(checkpoint.Checkpoint, "restore", lambda self, template: perturb(restore(self, template)))
+    monkeypatch.setattr(checkpoint.Checkpoint, "restore", lambda self, template, **_: perturb(restore(self, template)))
     found = resume()
     part = {one_byte_of_replay: ".replay.storage.r_t", an_earlier_clock: ".actor.clock.count", another_stream: ".stream"}
     assert part.get(perturb, ".replay.storage.r_t") in found
@@ -164,7 +164,7 @@ def test_a_perturbed_state_is_seen(resume, monkeypatch, perturb):
 
 @pytest.mark.long
 def test_a_state_that_is_not_restored_is_seen(resume, monkeypatch):
-    monkeypatch.setattr(checkpoint.Checkpoint, "restore", lambda self, template: template)
+    monkeypatch.setattr(checkpoint.Checkpoint, "restore", lambda self, template, **_: template)
     assert {".learner.params['head']['kernel']", ".replay.added.count", ".actor.clock.count", METRICS} <= resume()
 
 

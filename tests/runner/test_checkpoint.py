@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws.common import ENV, NETWORK, SIZES
 
-from dqn_jax.config import DataParallelExperiment, InputError
+from dqn_jax.agent import make_agent
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError
 from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
 from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import over, place
 from dqn_jax.runner import checkpoint
 from dqn_jax.runner.checkpoint import MANIFEST, DamagedCheckpoint, newest_valid, read, save
-from dqn_jax.runner.records import config_dict
+from dqn_jax.runner.config_file import config_dict
 
 ARRAYS = checkpoint.ARRAYS.format(0)
 
@@ -220,14 +222,14 @@ def test_a_changed_config_is_refused_field_by_field():
     changed = json.loads(json.dumps(saved))
     checkpoint.check_same_config(saved, changed)
     changed |= {"seed": 5, "total_frames": 1, "run_dir": "elsewhere", "resume": True, "num_devices": 2}
-    changed["agent"]["learning_rate"] = 0.5
+    changed["agent"]["batch_size"] = 64
     changed["network"]["hidden_sizes"] = [9]
     del changed["runner"]["log_every"]
     with pytest.raises(InputError) as refused:
         checkpoint.check_same_config(saved, changed)
     differences = str(refused.value).partition("(")[2].rpartition(")")[0].split("; ")
     assert differences == [
-        "agent.learning_rate was 0.001 and is 0.5",
+        "agent.batch_size was 32 and is 64",
         "network.hidden_sizes was [128, 128] and is [9]",
         "num_devices was None and is 2",
         "runner.log_every was 10000 and is None",
@@ -239,8 +241,8 @@ def test_a_changed_config_is_refused_field_by_field():
     "config", [DataParallelExperiment(), FederatedExperiment(), ServerExperiment(), ActorLearnerExperiment()]
 )
 def test_nothing_else_may_change(config):
-    """Each field of each config, on its own, but for budgets, places and what a run says of itself."""
-    free = {"total_frames", "rounds", "run_dir", "resume", "threshold", "patience", "ray_address"}
+    """Each field of each config, on its own, but for budgets, places, what a run says of itself, and numbers of the state."""
+    free = {*AgentConfig.NUMBERS, "total_frames", "rounds", "run_dir", "resume", "threshold", "patience", "ray_address"}
 
     def changes(saved):
         for name, value in saved.items():
@@ -258,13 +260,53 @@ def test_nothing_else_may_change(config):
             with pytest.raises(InputError, match=rf"\({'.'.join(path)} was "):
                 checkpoint.check_same_config(saved, changed)
             refused.add(path[-1])
-    assert {"discount", "hidden_sizes", "eval_every", "seed", "env"} <= refused
+    assert {"n_step", "hidden_sizes", "eval_every", "seed", "env"} <= refused
 
 
 def test_what_may_change_may_change():
     saved = config_dict(DataParallelExperiment())
     checkpoint.check_same_config(saved, saved | {"total_frames": 1, "run_dir": "elsewhere", "resume": True})
     checkpoint.check_same_config(saved | {"rounds": 5}, saved | {"rounds": 10})
+
+
+def test_numbers_of_the_state_may_change_and_are_named():
+    saved = config_dict(DataParallelExperiment(agent=AgentConfig(loss="huber:1", exploration="boltzmann:2")))
+    changed = json.loads(json.dumps(saved))
+    changed["total_frames"] = 1
+    changed["agent"] |= {"learning_rate": 0.5, "max_grad_norm": 10.0, "loss": "huber:0.5", "exploration": "boltzmann"}
+    changes = checkpoint.check_same_config(saved, changed)
+    assert {name: changes[name] for name in changes if name != "total_frames"} == {
+        "agent.exploration": ["boltzmann:2", "boltzmann"],
+        "agent.learning_rate": [0.001, 0.5],
+        "agent.loss": ["huber:1", "huber:0.5"],
+        "agent.max_grad_norm": [None, 10.0],
+    }
+    assert "total_frames" not in changes
+    changed["agent"]["loss"] = "squared"
+    with pytest.raises(InputError, match=r"holds another config \(agent\.loss was huber:1 and is squared\): undo"):
+        checkpoint.check_same_config(saved, changed)
+
+
+def test_numbers_of_a_restored_state_are_those_of_the_template_where_they_are_new(tmp_path):
+    """Each name of the config is a number of the state, and no other leaf is taken; nor where a decay began."""
+
+    def state_of(**fields):
+        agent = make_agent(ENV, NETWORK, AgentConfig(**SIZES, memory="prioritised", loss="huber:1", **fields))
+        return agent.init(jax.random.key(len(fields)))
+
+    numbers = dict.fromkeys(AgentConfig.NUMBERS, 0.25) | {"epsilon_decay_frames": 7}
+    old, new = state_of(), state_of(**numbers)
+    old = old.replace(actor=old.actor.replace(hyperparams=old.actor.hyperparams._replace(epsilon_first_frame=jnp.int32(30))))
+    checkpoint.save(tmp_path, old, 10, {}, {}, keep=1)
+    found, _ = newest_valid(tmp_path)
+    plain, restored = found.restore(new), found.restore(new, new_numbers=True)
+    chex.assert_trees_all_equal(plain, old)
+    hyperparams = {**restored.actor.hyperparams._asdict(), **restored.learner.hyperparams._asdict()}
+    hyperparams |= restored.replay.priorities.hyperparams._asdict()
+    assert {name: float(hyperparams[name]) for name in numbers} == pytest.approx(numbers)
+    assert int(restored.actor.hyperparams.epsilon_first_frame) == 30
+    chex.assert_trees_all_equal(restored.learner.params, old.learner.params)
+    chex.assert_trees_all_equal(restored.stream, old.stream)
 
 
 def test_a_damaged_checkpoint_does_not_crowd_out_good_ones(tmp_path):

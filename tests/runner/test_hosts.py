@@ -157,14 +157,14 @@ def main():
     place, (first, second) = hosts.parse_hosts()
     hosts.join(place)
     import numpy as np
-    from dqn_jax.config import TrainingError
+    from dqn_jax.config import InputError, TrainingError
     from dqn_jax.runner import peers
     from dqn_jax.runner.records import open_records
     mine = (first, second)[place.process_id]
     print(peers.gather(mine, "test"), flush=True)
     try:
         peers.check_same({"seed": place.process_id, "run_dir": mine})
-    except ValueError as error:
+    except InputError as error:
         print(error, flush=True)
     try:
         peers.check_equal(lambda: {"equal": np.zeros(2), "own": np.full(2, place.process_id)}, "parameters")

@@ -1,6 +1,7 @@
 """Proves when a run logs, plays, saves, stops and refuses, and that one stopped and resumed is the one never stopped."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, Netw
 from dqn_jax.distributed import data_parallel
 from dqn_jax.evaluation import Evaluation, one_environment
 from dqn_jax.runner import checkpoint, loop
+from dqn_jax.runner.config_file import CONFIG
 from dqn_jax.runner.lock import LOCK
 from dqn_jax.runner.plots import draw_run, learning_curve
-from dqn_jax.runner.records import CONFIG, METRICS, RETURNS, SUMMARY, jsonable, read_metrics, read_returns
+from dqn_jax.runner.records import METRICS, RETURNS, SUMMARY, jsonable, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
 from dqn_jax.types import Driver
 
@@ -321,7 +323,7 @@ def test_non_finite_is_refused_by_seed_and_never_saved(tmp_path, bad, named, not
     with pytest.raises(TrainingError, match=r"^after 65 frames, ") as refused:
         loop.run(driver, config_of(tmp_path), EVALUATOR)
     message = str(refused.value)
-    assert f"seed(s) {named}: not finite: take a remedy; the last good checkpoint is" in message
+    assert f"seed(s) {named}: not finite: take a remedy; --resume goes on from the last good checkpoint, " in message
     assert not_named not in message.partition(":")[0]
     assert str(tmp_path / "checkpoints" / "step_000000000035") in message
     assert saved(tmp_path) == [35]
@@ -493,6 +495,24 @@ def test_an_extended_run_is_the_long_run(tmp_path, uninterrupted, first_total):
     assert max(returns_of(tmp_path)) == (55 if first_total == 55 else 65)
     loop.run(fake_driver(), config_of(tmp_path, total_frames=100, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
+
+
+def test_a_number_may_change_at_a_resume_and_is_in_the_history(tmp_path, capsys):
+    bad = fake_driver(finite=lambda chunk: [chunk != 6, True])
+    with pytest.raises(TrainingError, match="--resume goes on"):
+        loop.run(bad, config_of(tmp_path), EVALUATOR)
+    config = config_of(tmp_path, resume=True)
+    slower = dataclasses.replace(config, agent=dataclasses.replace(config.agent, learning_rate=1e-4))
+    capsys.readouterr()
+    loop.run(fake_driver(), slower, EVALUATOR)
+    assert "from here agent.learning_rate was 0.001 and is 0.0001\n" in capsys.readouterr().out
+    history = [{"frames": 35, "agent.learning_rate": [0.001, 0.0001]}]
+    written = json.loads((tmp_path / CONFIG).read_text())
+    assert (written["history"], written["agent"]["learning_rate"]) == (history, 0.0001)
+    # Once it is said, it stays said, and is no news.
+    loop.run(fake_driver(), dataclasses.replace(slower, total_frames=200), EVALUATOR)
+    assert json.loads((tmp_path / CONFIG).read_text())["history"] == history
+    assert "from here" not in capsys.readouterr().out
 
 
 def test_resume_starts_where_there_is_nothing(tmp_path, uninterrupted):

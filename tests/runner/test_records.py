@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError
+from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.records import (
     CONFIG,
     METRICS,
     RETURNS,
     SUMMARY,
     Records,
-    config_dict,
     jsonable,
     read_metrics,
     read_returns,
@@ -196,18 +196,21 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
         Records(tmp_path / ("x" * 300), resume=False)
 
 
-def test_config_is_written_whole_and_read_back_without_versions(tmp_path):
+def test_config_is_written_whole_and_read_back_without_what_is_aside(tmp_path):
     records = Records(tmp_path, resume=False)
     assert records.read_config() is None
     config = config_dict(DataParallelExperiment(run_dir=tmp_path, agent=AgentConfig(learning_rate=1e-4)))
     assert config["agent"]["learning_rate"] == 1e-4
     assert config["network"]["hidden_sizes"] == [128, 128]
     assert config["run_dir"] == str(tmp_path)
-    records.write_config(config)
+    history = [{"frames": 10, "agent.learning_rate": [1e-3, 1e-4]}]
+    records.write_config(config, history)
     written = json.loads((tmp_path / CONFIG).read_text())
     assert {"python", "jax", "jaxlib", "flax", "optax", "chex", "gymnax", "numpy"} == written["versions"].keys()
     assert written["versions"]["numpy"] == np.__version__
-    assert records.read_config() == config == {name: value for name, value in written.items() if name != "versions"}
+    assert written["history"] == history
+    assert records.read_config() == config
+    assert written == config | {"history": history, "versions": written["versions"]}
     (tmp_path / CONFIG).write_text('{"env": "Cart')
     with pytest.raises(InputError, match=r"config\.json is damaged \(not JSON\): restore it or use a new run directory"):
         records.read_config()
