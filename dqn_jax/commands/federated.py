@@ -21,4 +21,4 @@ def train() -> None:
 
 def main() -> int:
     """Runs the job and returns its exit status."""
-    return exit_code_of(train)
+    return exit_code_of(train, PRESETS)

@@ -14,11 +14,9 @@ import json
 import math
 from pathlib import Path
 
-import tyro
-
 from dqn_jax import runtime
 from dqn_jax.config import AgentConfig, NetworkConfig
-from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.command_line import exit_code_of, options
 
 SIZES = AgentConfig(num_envs=1, acts_per_step=10, batch_size=128, replay_capacity=10_000, learning_starts=10_000)
 CONFIG = dataclasses.replace(SIZES, learning_rate=2.5e-4, target_period=50, epsilon_end=0.05, epsilon_decay_frames=250_000)
@@ -39,7 +37,7 @@ class Options:
 
 def compare() -> None:
     """Trains all seeds, half of them on each device, and writes the result."""
-    out = tyro.cli(Options, description="Trains with CleanRL's settings, and compares.").out
+    out = options(Options(), "Trains with CleanRL's settings, and compares.").out
     runtime.setup()
     import numpy as np
 

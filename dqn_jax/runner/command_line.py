@@ -1,23 +1,46 @@
-"""Command lines of the experiments: flags from a config dataclass, presets, and errors as one sentence.
+"""Command lines of the experiments: flags from a config dataclass, presets, files, and errors as one sentence.
 
-Not here: jax. Flags are parsed before it starts.
+A field has the value of a flag; else that of the run that is resumed; else that of `--config`; else that of the preset, fitted
+to a short run. Not here: jax. Flags are parsed before it starts.
 """
 
 import argparse
+import contextlib
+import difflib
+import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from dqn_jax.config import InputError, TrainingError
+from dqn_jax.config import AgentConfig, Experiment, InputError, Record, TrainingError
+from dqn_jax.runner.config_file import CONFIG, config_dict, flatten, nest, read_config, with_values
+from dqn_jax.runner.fitting import FITTED, fitted
 from dqn_jax.runner.signals import Stopped
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Experiment)
+Options = TypeVar("Options")
 
 _DEBUG = "--debug"
+_OF_THE_RUN = ("run_dir", "resume", "num_devices")
+"""Fields that a run's config does not give to another run."""
+_KEPT = ("num_devices", "total_frames", *FITTED, *(f"agent.{name}" for name in AgentConfig.NUMBERS))
+"""Fields that a resumed run keeps although a preset or a file is named: fitted once, or changed at another resume."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of some of the flags, whose errors are sentences."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message.replace("argument ", "", 1))
 
 
 def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] | None = None) -> Config:
@@ -29,39 +52,184 @@ def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] |
       args: arguments; None takes those of the process.
 
     Returns:
-      The config. A flag that is unknown, or whose value cannot be used, ends the process with status 2 and a message.
+      The config.
+
+    Raises:
+      InputError: for a flag that is unknown, or whose value cannot be used.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _Parser()
     # Read by `_explain`, not part of any config.
     first.add_argument(_DEBUG, action="store_true")
-    first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
+    first.add_argument("--preset", choices=list(presets))
+    first.add_argument("--config", type=Path)
     chosen, rest = first.parse_known_args(list(sys.argv[1:] if args is None else args))
-    preset = presets[chosen.preset]
-    text = f"{description}\n\n--preset {{{','.join(presets)}}} sets the defaults below (shown: {chosen.preset}). "
+    name = chosen.preset or next(iter(presets))
+    text = f"{description}\n\n--preset {{{','.join(presets)}}} sets the defaults below (shown: {name}). "
+    text += "--config FILE takes a run's config.json, or part of one, instead. "
     text += f"{_DEBUG} shows the traceback of an error that is otherwise one sentence."
-    return tyro.cli(type(preset), default=preset, args=rest, description=text)
+    try:
+        return options(_start(presets[name], chosen, rest), text, rest)
+    except InputError as error:
+        raise InputError(with_flags(str(error), presets[name])) from error
 
 
-def exit_code_of(main: Callable[[], None]) -> int:
+def _start(preset: Config, chosen: argparse.Namespace, args: Sequence[str]) -> Config:
+    """Returns the config that flags change: of the run to be resumed, of a file, or of the preset, fitted."""
+    given = _given(preset, args)
+    config = preset
+    if chosen.config is not None:
+        values = {name: value for name, value in read_config(chosen.config).items() if name not in _OF_THE_RUN}
+        config = with_values(config, values, str(chosen.config))
+    run_dir = Path(given.get("run_dir", config.run_dir))
+    saved = _saved(run_dir) if "resume" in given else None
+    if saved is None:
+        return _said(config, fitted(config, given), given)
+    if chosen.preset is not None or chosen.config is not None:
+        # All else is compared with the run's, and refused where it differs.
+        saved = nest({name: value for name, value in flatten(saved).items() if name in _KEPT})
+    # Where it is now: a directory may have been moved.
+    return with_values(config, saved | {"run_dir": run_dir}, "the run directory")
+
+
+def _given(config: Experiment, args: Sequence[str]) -> Record:
+    """Returns values of flags that name a field, by the field's name: whole numbers, else text; "" where there is none."""
+    fields = {_flag(name): name for name in flatten(config_dict(config))}
+    given: Record = {}
+    for place, arg in enumerate(args, start=1):
+        flag, equals, text = arg.partition("=")
+        following = args[place] if place < len(args) else ""
+        if flag in fields:
+            given[fields[flag]] = text = text if equals else "" if following.startswith("--") else following
+            with contextlib.suppress(ValueError):
+                given[fields[flag]] = _whole(text)
+    return given
+
+
+def _said(before: Config, after: Config, given: Record) -> Config:
+    """Returns the second config, and says on stderr what was fitted."""
+    old, new = flatten(config_dict(before)), flatten(config_dict(after))
+    changes = ", ".join(f"{_flag(name)} {new[name]}" for name in FITTED if new[name] != old[name] and name not in given)
+    if changes:
+        print(f"fitted to {new['total_frames']:,} frames: {changes}", file=sys.stderr)
+    return after
+
+
+def _saved(run_dir: Path) -> Record | None:
+    """Reads the config of a run; None where there is none, or one that the run itself must judge."""
+    with contextlib.suppress(InputError):
+        return read_config(run_dir / CONFIG)
+    return None
+
+
+def options(start: Options, description: str, args: Sequence[str] | None = None) -> Options:
+    """Changes single fields of a dataclass by flags.
+
+    Args:
+      start: values without flags, which `--help` shows.
+      description: what `--help` says first.
+      args: arguments; None takes those of the process.
+
+    Raises:
+      InputError: for a flag that is unknown, or whose value cannot be used.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config, unknown = tyro.cli(
+                type(start), default=start, args=args, description=description, return_unknown_args=True, registry=_REGISTRY
+            )
+    except SystemExit as ended:
+        if ended.code:
+            raise InputError(_sentence(said.getvalue())) from None
+        raise
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        close = difflib.get_close_matches(flag, _all_flags(start), n=1)
+        raise InputError(f"{flag} is no flag of this command: " + (f"did you mean {close[0]}?" if close else "see --help"))
+    return config
+
+
+def _whole(text: str) -> int:
+    """Reads a whole number, also one written as 1e3."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError, OverflowError):
+        if int(float(text)) == float(text):
+            return int(float(text))
+    raise ValueError(f"{text!r} is not a whole number")
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _whole_numbers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: _whole(texts[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _sentence(box: str) -> str:
+    """Returns the first part of a message that is drawn in a box, in whichever characters."""
+    lines = [line.strip(" │|") for line in box.splitlines()]
+    rules = [place for place, line in enumerate(lines) if re.search("[─-]{4}", line)]
+    words = " ".join(lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines)
+    return words.removeprefix("Error parsing ").strip().removesuffix(".")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _all_flags(config: Any) -> list[str]:
+    values = flatten(config_dict(config))
+    negated = [_flag(".no-".join(name.rsplit(".", 1)) if "." in name else f"no-{name}") for name in values]
+    return [*map(_flag, values), *negated, "--preset", "--config", _DEBUG]
+
+
+def with_flags(message: str, config: Experiment) -> str:
+    """Names flags instead of fields: `--agent.learning-rate` for agent.learning_rate.
+
+    A name of one word is a flag only at the beginning, as in "env is 'x'": elsewhere it is a word.
+    """
+    names = flatten(config_dict(config))
+    for name in sorted(names, key=len, reverse=True):
+        begin = r"(?<![\w.'-])" if "." in name or "_" in name else "^"
+        message = re.sub(rf"{begin}{re.escape(name)}(?![\w.'-])", _flag(name), message)
+    return message
+
+
+def exit_code_of(main: Callable[[], None], presets: Mapping[str, Experiment] | None = None) -> int:
     """Runs a script's `main` and returns its exit status: 2 after bad input, 1 after a failed run, 128 + signal if stopped.
 
     Errors that a user can act on become one sentence on stderr, after their traceback if the flag --debug is given; anything
     else keeps its traceback. The working directory is searched for modules, as by `python -m`: a config may name a user's own.
+
+    Args:
+      main: what to run.
+      presets: those of its flags, which errors then name.
     """
     sys.path.insert(0, os.getcwd())
+    config = next(iter(presets.values())) if presets else None
     try:
         main()
     except InputError as error:
-        return _explain(error, 2)
+        return _explain(error, 2, config)
     except Stopped as stop:
         return _explain(stop, stop.exit_code)
     except TrainingError as error:
-        return _explain(error, 1)
+        return _explain(error, 1, config)
     return 0
 
 
-def _explain(error: Exception, code: int) -> int:
+def _explain(error: Exception, code: int, config: Experiment | None = None) -> int:
     if _DEBUG in sys.argv:
         traceback.print_exception(error)
-    print(error, file=sys.stderr)
+    print(with_flags(str(error), config) if config else error, file=sys.stderr)
     return code

@@ -1,6 +1,8 @@
 """Proves that flags become the config they name, and that bad input ends a script with one sentence and its exit status."""
 
+import dataclasses
 import importlib
+import json
 import os
 import re
 import runpy
@@ -12,7 +14,9 @@ import jax
 import pytest
 
 from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig, TrainingError
-from dqn_jax.runner.command_line import exit_code_of, parse
+from dqn_jax.distributed.config import ServerConfig, ServerExperiment
+from dqn_jax.runner.command_line import exit_code_of, parse, with_flags
+from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.signals import Stopped
 
 pytestmark = pytest.mark.long
@@ -22,11 +26,6 @@ PRESETS = {
     "first": DataParallelExperiment(agent=AgentConfig(num_envs=8), run_dir=Path("runs/first")),
     "second": DataParallelExperiment(num_seeds=3, agent=AgentConfig(num_envs=4, double_q=True), run_dir=Path("runs/second")),
 }
-
-
-def message_of(text: str) -> str:
-    """A message without the box that is drawn around it, which breaks its lines."""
-    return " ".join(re.sub(r"[╭╮╰╯─│]", " ", text).split())
 
 
 def test_no_flags_give_the_first_preset():
@@ -62,38 +61,145 @@ def test_flags_are_those_of_the_process_by_default(monkeypatch):
 
 
 REFUSED = [
-    (["--agent.num-envz", "3"], ["--agent.num-envz", "Unrecognized"]),
-    (["--sed", "3"], ["--sed", "Unrecognized"]),  # no abbreviations
-    (["--pre", "second"], ["--pre", "Unrecognized"]),
-    (["--preset", "third"], ["--preset", "'third'", "first", "second"]),
-    (["--agent.num-envs", "0"], ["agent.num_envs is 0", "give a whole number from 1"]),
-    (["--agent.num-envs", "many"], ["--agent.num-envs", "many"]),
-    (["--agent.num-envs", "8.5"], ["--agent.num-envs", "8.5"]),
-    (["--agent.learning-rate", "nan"], ["agent.learning_rate is nan", "give a finite number above 0"]),
-    (["--agent.memory", "newset"], ["--agent.memory", "'newset'", "'newest'"]),
-    (["--agent.batch-size", "64", "--agent.replay-capacity", "48"], ["agent.batch_size is 64", "shrink the batch"]),
-    (["--network.hidden-sizes", "0"], ["network.hidden_sizes is (0,)", "at least one width"]),
-    (["--runner.eval-episodes", "4"], ["runner.eval_episodes is 4", "from 32"]),
-    (["--num-seeds", "0"], ["num_seeds is 0", "give a whole number from 1"]),
-    (["--total-frames", "2147483647"], ["total_frames is 2147483647", "train for fewer frames"]),
+    (["--agent.num-envz", "3"], "--agent.num-envz is no flag of this command: did you mean --agent.num-envs?"),
+    (["--agent.no-duoble-q"], "--agent.no-duoble-q is no flag of this command: did you mean --agent.no-double-q?"),
+    (["--sed", "3"], "--sed is no flag of this command: did you mean --seed?"),  # no abbreviations
+    (["--pre=second"], "--pre is no flag of this command: did you mean --preset?"),
+    (["--xyz"], "--xyz is no flag of this command: see --help"),
+    (["--preset", "third"], "--preset: invalid choice: 'third' (choose from 'first', 'second')"),
+    (["--agent.num-envs", "0"], "--agent.num-envs is 0: give a whole number from 1 to 2147483647 (device counters are 32-bit)"),
+    (["--agent.num-envs", "many"], "--agent.num-envs: 'many' is not a whole number"),
+    (["--agent.num-envs", "8.5"], "--agent.num-envs: '8.5' is not a whole number"),
+    (["--total-frames", "15e-1"], "--total-frames: '15e-1' is not a whole number"),
+    (["--total-frames", "inf"], "--total-frames: 'inf' is not a whole number"),
+    (["--seed"], "Missing value for argument '--seed'. Expected 1 values"),
+    (["--agent.learning-rate", "nan"], "--agent.learning-rate is nan: give a finite number above 0"),
+    (["--agent.learning-rate", "x"], "--agent.learning-rate: could not convert string to float: 'x'"),
+    (
+        ["--agent.memory", "newset"],
+        "invalid choice 'newset' for argument '--agent.memory'. Expected one of ('uniform', 'prioritised', 'newest')",
+    ),
+    (
+        ["--agent.batch-size", "64", "--agent.replay-capacity", "48"],
+        "--agent.batch-size is 64, larger than --agent.replay-capacity 48: shrink the batch or keep more transitions",
+    ),
+    (
+        ["--network.hidden-sizes", "0"],
+        "--network.hidden-sizes is (0,): give a tuple of at least one width, each a positive whole number",
+    ),
+    (
+        ["--runner.eval-episodes", "0"],
+        "--runner.eval-episodes is 0: give a whole number from 1 to 2147483647 (device counters are 32-bit)",
+    ),
+    (
+        ["--total-frames", "2147483647"],
+        "--total-frames is 2147483647, and device counters would wrap at 2147483647 frames or updates: train for fewer frames",
+    ),
+    (
+        ["--total-frames", "5e3", "--agent.learning-starts", "9000"],
+        "--total-frames is 5000, and gathering experience alone takes 9000: train for longer or lower --agent.learning-starts",
+    ),
+    (["--config", "/no/such"], "config /no/such cannot be read (No such file or directory): name a file"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "words"), REFUSED, ids=[" ".join(flags) for flags, _ in REFUSED])
-def test_bad_flags_end_with_status_2_and_say_why(flags, words, capsys):
-    with pytest.raises(SystemExit) as ended:
+@pytest.mark.parametrize(("flags", "sentence"), REFUSED, ids=[" ".join(flags) for flags, _ in REFUSED])
+def test_bad_flags_are_refused_in_one_sentence_that_names_flags(flags, sentence, capsys):
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         parse(PRESETS, "Text.", flags)
-    out, err = capsys.readouterr()
-    assert ended.value.code == 2
-    assert [word for word in words if word not in message_of(err)] == []
-    assert out == ""
-    assert "Traceback" not in err
+    assert capsys.readouterr() == ("", "")
+
+
+def test_words_are_no_flags():
+    config = PRESETS["first"]
+    message = "env is 'seed': run_dir /my_run_dir/run_dir-2 has no agent.n_step, so seed the env with a seed"
+    expected = "--env is 'seed': --run-dir /my_run_dir/run_dir-2 has no --agent.n-step, so seed the env with a seed"
+    assert with_flags(message, config) == expected
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e3", 1000), ("2.5E2", 250), ("1_000", 1000), ("4.0", 4)])
+def test_whole_numbers_as_people_write_them(text, number):
+    assert parse(PRESETS, "Text.", ["--num-seeds", text]).num_seeds == number
+
+
+SHORT = {"first": dataclasses.replace(PRESETS["first"], agent=AgentConfig(num_envs=8, batch_size=64, learning_starts=10_000))}
+
+
+def test_a_short_run_is_fitted_but_for_what_flags_say(capsys):
+    config = parse(SHORT, "Text.", ["--total-frames", "5000", "--runner.eval-every", "700"])
+    assert config.agent == dataclasses.replace(SHORT["first"].agent, learning_starts=500, epsilon_decay_frames=2500)
+    assert config.runner == RunnerConfig(log_every=500, eval_every=700, checkpoint_every=2500)
+    assert capsys.readouterr() == (
+        "",
+        "fitted to 5,000 frames: --agent.learning-starts 500, --agent.epsilon-decay-frames 2500, --runner.log-every 500, "
+        "--runner.checkpoint-every 2500\n",
+    )
+    # At least a batch, and what flags say of it.
+    assert parse(SHORT, "Text.", ["--total-frames", "1e3", "--agent.batch-size", "256"]).agent.learning_starts == 256
+
+
+@pytest.mark.parametrize("length", [10_001, 499_999])
+def test_a_run_with_room_enough_is_left_as_it_is(length, capsys):
+    config = parse(SHORT, "Text.", ["--total-frames", str(length)])
+    assert config == dataclasses.replace(SHORT["first"], total_frames=length)
+    assert capsys.readouterr().err == ""
+
+
+def test_workers_gather_experience_each(capsys):
+    server = ServerExperiment(agent=AgentConfig(num_envs=4, learning_starts=1000), server=ServerConfig(num_workers=4))
+    assert parse({"a": server}, "Text.", ["--total-frames", "4001", "--runner.log-every", "100"]).agent.learning_starts == 1000
+    config = parse({"a": server}, "Text.", ["--total-frames", "4000", "--runner.log-every", "100"])
+    assert config.agent.learning_starts == 100
+    assert config.warm_up_frames < 4000
+
+
+def test_a_config_file_or_a_part_of_one_is_changed_by_flags(tmp_path):
+    saved = dataclasses.replace(PRESETS["second"], run_dir=tmp_path, resume=True, num_devices=7)
+    whole, part, wrong = (tmp_path / name for name in ("whole", "part", "wrong"))
+    whole.write_text(json.dumps(config_dict(saved) | {"versions": {}, "history": []}))
+    config = parse(PRESETS, "Text.", ["--config", str(whole), "--seed", "9"])
+    # Where results go, and on what, is said anew.
+    assert config == dataclasses.replace(PRESETS["second"], run_dir=PRESETS["first"].run_dir, seed=9)
+    part.write_text('{"network": {"hidden_sizes": [3]}, "runner": {"threshold": 5}}')
+    config = parse(PRESETS, "Text.", ["--preset", "second", "--config", str(part)])
+    runner = RunnerConfig(threshold=5)
+    assert config == dataclasses.replace(PRESETS["second"], network=NetworkConfig(hidden_sizes=(3,)), runner=runner)
+    for text, words in (
+        ('{"agent": {"n_stop": 3}}', "agent.n_stop is no field of a AgentConfig: did you mean --agent.n-step"),
+        ('{"agent": {"n_step": "3"}}', "--agent.n-step is 3: give a whole number"),
+        ('{"agent": 3}', "agent is 3: give its fields by name"),
+        ('{"seed": [1, 2]}', "seed is (1, 2): give a whole number"),
+        ('{"env": "Cart', "is damaged (not JSON)"),
+        ("[]", "is damaged (no config)"),
+    ):
+        wrong.write_text(text)
+        with pytest.raises(InputError, match=re.escape(words)) as refused:
+            parse(PRESETS, "Text.", ["--config", str(wrong)])
+        assert str(wrong) in str(refused.value)
+
+
+def test_a_resumed_run_keeps_what_flags_do_not_say(tmp_path):
+    begun = parse(SHORT, "Text.", ["--total-frames", "5000", "--run-dir", str(tmp_path), "--agent.learning-rate", "1e-2"])
+    (tmp_path / "config.json").write_text(json.dumps(config_dict(begun) | {"num_devices": 2, "history": []}))
+    resumed = ["--run-dir", str(tmp_path), "--resume", "--total-frames", "6000"]
+    expected = dataclasses.replace(begun, total_frames=6000, resume=True, num_devices=2)
+    assert parse(SHORT, "Text.", resumed) == expected
+    faster = parse(SHORT, "Text.", [*resumed, "--agent.learning-rate", "0.5"])
+    assert faster == dataclasses.replace(expected, agent=dataclasses.replace(expected.agent, learning_rate=0.5))
+    # A preset is said too: the run will refuse what differs, but for what was fitted, and numbers of the state.
+    named = parse(SHORT | {"other": PRESETS["second"]}, "Text.", ["--preset", "other", *resumed])
+    kept = {"learning_starts": 500, "epsilon_decay_frames": 2500, "learning_rate": 1e-2}
+    assert named.agent == dataclasses.replace(PRESETS["second"].agent, **kept)
+    assert named.runner == expected.runner
+    # What is damaged is for the run to judge.
+    (tmp_path / "config.json").write_text("{")
+    assert parse(SHORT, "Text.", [*resumed, "--total-frames", "20000"]).agent == SHORT["first"].agent
 
 
 def test_help_shows_every_field_with_the_presets_values(capsys):
     with pytest.raises(SystemExit) as ended:
         parse(PRESETS, "What it does.", ["--preset", "second", "--help"])
-    text = message_of(capsys.readouterr().out)
+    text = " ".join(re.sub(r"[╭╮╰╯─│]", " ", capsys.readouterr().out).split())
     assert ended.value.code == 0
     for words in ("What it does.", "--preset {first,second}", "shown: second", "--agent.num-envs", "--runner.keep-checkpoints"):
         assert words in text
@@ -132,21 +238,21 @@ def test_a_main_that_ends_well_is_status_0(capsys):
 
 
 BAD_INPUT = {
-    "an unknown environment": (["--env", "CartPole-v9"], "env is 'CartPole-v9'.*did you mean CartPole-v1"),
-    "a continuous environment": (["--env", "Pendulum-v1"], "env is 'Pendulum-v1', whose actions are continuous"),
+    "an unknown environment": (["--env", "CartPole-v9"], "--env is 'CartPole-v9'.*did you mean CartPole-v1"),
+    "a continuous environment": (["--env", "Pendulum-v1"], "--env is 'Pendulum-v1', whose actions are continuous"),
     "an environment with a download": (["--env", "MNISTBandit-bsuite"], "downloads a data set.*choose another"),
-    "too many virtual devices": (["--num-devices", "65"], "num_devices is 65: ask for at most 64"),
-    "sizes that do not divide": (["--num-devices", "3"], "agent.num_envs is 16, .* over 3 devices: make it a multiple of 3"),
+    "too many virtual devices": (["--num-devices", "65"], "--num-devices is 65: ask for at most 64"),
+    "sizes that do not divide": (["--num-devices", "3"], "--agent.num-envs is 16, .* over 3 devices: make it a multiple of 3"),
     "seeds that do not divide": (
         ["--num-devices", "2", "--num-seeds", "3", "--seeds-over-devices"],
-        "num_seeds is 3, .* over 2 devices: make it a multiple",
+        "--num-seeds is 3, .* over 2 devices: make it a multiple",
     ),
-    "a convolution over a vector": (["--network.trunk", "conv"], "network.trunk is 'conv', .* use 'mlp'"),
+    "a convolution over a vector": (["--network.trunk", "conv"], "--network.trunk is 'conv', .* use 'mlp'"),
     "a directory that cannot be made": (
         ["--run-dir", "{tmp}/file/run"],
-        "run_dir .*/file/run cannot be written .* name another",
+        "--run-dir .*/file/run cannot be written .* name another",
     ),
-    "a directory that holds a run": (["--run-dir", "{tmp}/held"], "run_dir .*/held already holds a run: add --resume"),
+    "a directory that holds a run": (["--run-dir", "{tmp}/held"], "--run-dir .*/held already holds a run: add --resume"),
 }
 
 
@@ -202,7 +308,7 @@ def test_a_process_with_a_bad_flag_ends_before_jax_starts(arguments):
     code = f"import sys; sys.argv = {[str(SCRIPT), *arguments(['--agent.num-envs', '0'])]!r}; {code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "agent.num_envs is 0" in message_of(done.stderr)
+    assert "--agent.num-envs is 0" in done.stderr
     assert "Traceback" not in done.stderr
 
 
