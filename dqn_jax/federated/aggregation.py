@@ -81,7 +81,8 @@ def median_of(deltas: Params, weights: jax.Array, axis_name: str | None = None) 
 
     def median(x: jax.Array) -> jax.Array:
         ordered = jnp.sort(jnp.where(present.reshape(present.shape + (1,) * (x.ndim - 1)), x, jnp.inf), axis=0)
-        middle = (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2]) / 2
+        # Each halved before they are added: their sum may be above the largest float32.
+        middle = ordered[jnp.maximum(count - 1, 0) // 2] / 2 + ordered[count // 2] / 2
         return jnp.where(count > 0, middle, 0.0)
 
     return jax.tree.map(median, deltas)

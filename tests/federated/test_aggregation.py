@@ -111,6 +111,11 @@ def test_median_by_hand(weights, expected):
     assert float(median_of(np.float32([9, 1, 4, 100, np.nan]), np.float32(weights))) == expected
 
 
+def test_the_median_of_large_values_is_finite():
+    # 3e38 + 2e38 is above the largest float32, 3.4e38; half way between them is not.
+    assert float(median_of(np.float32([3e38, 2e38]), np.ones(2, np.float32))) == np.float32(2.5e38)
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_on_one_device(name):
     weights = np.float32(WEIGHTS[name])
