@@ -256,6 +256,18 @@ def test_engines():
     assert table(text_of("engines")) == expected
 
 
+def test_engines_are_drawn_in_updates():
+    """The histogram, as it is drawn, has the mean lag that was recorded beside it, up to the width of its bars."""
+    import engines
+
+    assert (engines.lags_of("parameter server, ray")[1], engines.lags_of("actor-learner, ray")[1]) == (1, 2)
+    closed = [run for run in kept("engines.json")["runs"] if not run["lag_histogram"][-1]]
+    assert {run["arm"] for run in closed} >= {"parameter server, threads", "actor-learner, threads"}
+    for run in closed:
+        middles, width = engines.lags_of(run["arm"])
+        assert abs(statistics.fmean(middles, run["lag_histogram"]) - run["lag"]) <= width / 2
+
+
 def test_federated_comparison():
     result = kept("federated/comparison.json")
     splits = result["equal_frames_per_client"]

@@ -204,11 +204,13 @@ def pulls(config: ServerConfig, pushes: Tree) -> Tree:
     return pushes % config.pull_period == 0
 
 
-def lag_info(lags: Tree, typical: int) -> Info:
-    """What is logged of the lags [T] of T pushes: mean, largest, and how many there were of each.
+def lag_bin(typical: int) -> int:
+    """Versions in a bin of the histogram of lags: in its 32 bins, the last one open, four times the typical lag fits."""
+    return max(1, typical // 8)
 
-    The histogram has 32 bins of max(1, typical // 8) versions, the last one open: four times the typical lag fits.
-    """
+
+def lag_info(lags: Tree, typical: int) -> Info:
+    """What is logged of the lags [T] of T pushes: mean, largest, and how many there were of each (`lag_bin`)."""
     lags = jnp.asarray(lags)
-    bins = jnp.minimum(lags // max(1, typical // 8), 31)
+    bins = jnp.minimum(lags // lag_bin(typical), 31)
     return {"lag": jnp.mean(lags.astype(jnp.float32)), "lag_max": jnp.max(lags), "lag_histogram": jnp.bincount(bins, length=32)}

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -79,6 +80,19 @@ def train(arm: str, seed: int, run_dir: Path) -> Record:
 TIMES = ("chunk_seconds", "wait_seconds")
 
 
+def lags_of(arm: str) -> tuple[Any, int]:
+    """Finds the middle of each bin [32] of an arm's histogram of lags, and the width of a bin, both in updates."""
+    import numpy as np
+
+    from dqn_jax.distributed.presets import APEX, CARTPOLE_SERVER
+    from dqn_jax.distributed.roles import lag_bin
+
+    # Every update makes a version; the typical lags are those that the drivers give `lag_info`.
+    served = arm.startswith("parameter server")
+    width = lag_bin(CARTPOLE_SERVER.server.num_workers if served else APEX.actors.num_actors * APEX.updates_per_block)
+    return width * np.arange(32) + (width - 1) / 2, width
+
+
 def report(runs: list[Record]) -> None:
     """Prints one line for each arm, and draws greedy returns and lags."""
     import numpy as np
@@ -103,8 +117,10 @@ def report(runs: list[Record]) -> None:
         band(above, times / 1000, returns, f"C{number}", arm, thin=True)
         above.set(title=arm.replace(", one", ",\none"), xlabel="thousand frames of all workers", ylabel="greedy return")
         counts = np.sum([run["lag_histogram"] for run in own], axis=0)
-        below.bar(np.arange(len(counts)), counts / counts.sum(), color=f"C{number}")
-        below.set(xlabel="lag (updates, in bins of the histogram)", ylabel="share")
+        middles, width = lags_of(arm)
+        bars = below.bar(middles, counts / counts.sum(), 0.8 * width, color=f"C{number}")
+        bars[-1].set(color="grey")
+        below.set(xlabel=f"lag in updates (bars of {width}; grey: {31 * width} or more)", ylabel="share")
         for axes in (above, below):
             axes.grid(alpha=0.3)
     figure.savefig(RESULTS / "engines.png", dpi=120)
