@@ -6,9 +6,12 @@ import re
 import statistics
 from pathlib import Path
 
+import federated_table
+import numpy as np
 import pytest
 
 import dqn_jax
+from dqn_jax.runner.statistics import bootstrap_ci95
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/results"
@@ -60,6 +63,12 @@ def interval(mean, ci95, digits=1):
     """A mean with its interval, as tables have it."""
     low, high = ci95
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def difference_of(values, others, digits=1):
+    """The mean difference with its interval, paired seed by seed."""
+    difference = np.array(values, float) - np.array(others, float)
+    return interval(difference.mean(), bootstrap_ci95(difference), digits)
 
 
 def test_readme_is_short():
@@ -175,11 +184,23 @@ def test_scaling():
     reached, seeds = sum(int(row[-1]) for row in expected), sum(map(len, arms.values()))
     prose = prose_of("scaling")
     assert f"{reached} of the {seeds} seeds got there" in prose
-    thousands = [[median(rows, column) / 1000 for rows in arms.values()] for column in ("frames", "updates")]
-    (alone, _, _, two, _, _, four, *_), updates = thousands
-    assert "medians of {:.1f}, {:.1f} and {:.1f} thousand updates".format(*updates[:3]) in prose
-    assert f"({two:.0f} and {four:.0f} thousand on 2 and 4 devices, against {alone:.0f} on one)" in prose
-    assert f"({updates[6]:.1f} against {updates[0]:.1f} thousand); with two ({updates[3]:.1f} thousand)" in prose
+    # The order of the table's rows.
+    one, fixed_2, fixed_4, *two, same_4, sqrt_4, all_4 = arms.values()
+    same_2, *multiplied_2 = two
+
+    def less(rows, others, column, digits=1):
+        assert [row["seed"] for row in rows] == [row["seed"] for row in others]
+        thousands = ([float(row[column]) / 1000 for row in own] for own in (rows, others))
+        return difference_of(*thousands, digits)
+
+    fixed = [less(rows, one, "updates") for rows in (fixed_2, fixed_4)]
+    assert "{} updates on 2 and {} on 4, so no difference shows".format(*fixed) in prose
+    frames = [less(rows, one, "frames", 0) for rows in (same_2, same_4)]
+    assert "more frames than one: by {} on 2 and by {} on 4".format(*frames) in prose
+    assert f"fewer updates than one, by {less(one, same_4, 'updates')}; with two, {less(one, same_2, 'updates')} fewer" in prose
+    for same, others in ((same_2, multiplied_2), (same_4, [sqrt_4, all_4])):
+        assert all("[-" in less(same, rows, "updates") for rows in others)
+    assert min(median(rows, "seconds") for rows in (*two, same_4, sqrt_4, all_4)) > median(one, "seconds")
 
 
 def test_staleness():
@@ -214,6 +235,12 @@ def test_staleness():
         ("asynchronous, 64", "drop beyond W, 64", "no difference that shows, "),
     ):
         assert before + paired(rows, arm, other) in prose_of("staleness")
+    assert f"above one worker by {paired(rows, 'asynchronous, 16', 'one worker', of=-1)}." in prose_of("staleness")
+    assert f"at 227: {paired(rows, 'drop beyond W, 64', 'asynchronous, 64', of=-1)}," in prose_of("staleness")
+    # At one worker's rate: which of sixteen workers' arms are above which.
+    arms = [f"{kind}, 16" for kind in ("asynchronous", "bounded", "barrier", "drop beyond W", "scale by lag")]
+    above = {(arm, other) for arm in arms for other in arms if arm != other and is_above(rows, arm, other)}
+    assert above == {(arm, other) for arm in arms[:2] for other in arms[2:]}
 
     last = {name: cells[3] for name, *cells in table(text_of("staleness"))}
     assert "dropping ended at {}, applying all at {}".format(
@@ -227,21 +254,25 @@ def test_staleness():
     )
 
 
-def paired(rows, arm, other):
-    """By how much the area of one arm is larger than that of another, at their own rates."""
-    import numpy as np
+def returns_of(rows, arm, rates):
+    """Returns [seeds, evaluations] of an arm of the study of staleness."""
+    by_seed = {}
+    for row in rows:
+        if (row["arm"], row["rates"]) == (arm, rates):
+            by_seed.setdefault(row["seed"], []).append(row["return"])
+    return np.array([by_seed[seed] for seed in sorted(by_seed)])
 
-    from dqn_jax.runner.statistics import bootstrap_ci95
 
-    def areas(name):
-        by_seed = {}
-        for row in rows:
-            if (row["arm"], row["rates"]) == (name, "tuned"):
-                by_seed.setdefault(row["seed"], []).append(row["return"])
-        return np.array([np.mean(by_seed[seed]) for seed in sorted(by_seed)])
+def paired(rows, arm, other, of=slice(None)):
+    """By how much one arm is above another, at their own rates: in area, or in one evaluation."""
+    own, others = (returns_of(rows, name, "tuned")[:, of].reshape(8, -1).mean(axis=1) for name in (arm, other))
+    return difference_of(own, others, 0)
 
-    difference = areas(arm) - areas(other)
-    return interval(difference.mean(), bootstrap_ci95(difference), 0)
+
+def is_above(rows, arm, other):
+    """Whether the area of one arm is shown to be larger than that of another, at the rate of one worker."""
+    own, others = (returns_of(rows, name, "fixed").mean(axis=1) for name in (arm, other))
+    return bootstrap_ci95(own - others)[0] > 0
 
 
 def test_engines():
@@ -254,6 +285,24 @@ def test_engines():
         final = f"{statistics.mean(finals):.1f} ({', '.join(f'{value:.0f}' for value in finals)})"
         expected.append([arm, final, f"{pace:,.0f}", f"{waits:.{0 if waits > 0.01 else 1}%}", f"{lag:.1f}"])
     assert table(text_of("engines")) == expected
+    prose = prose_of("engines")
+    server, server_on_ray, actors, actors_on_ray, shared = runs.values()
+
+    def of(runs, name):
+        return np.array([run[name] for run in runs])
+
+    pairs = [[of(run, "frames_per_second") for run in pair] for pair in ((server, server_on_ray), (actors, actors_on_ray))]
+    medians = [np.median(threads) / np.median(ray) for threads, ray in pairs]
+    assert "have {:.1f} times the pace of Ray for the server and {:.1f} times for".format(*medians) in prose
+    ends = [end for threads, ray in pairs for end in ((threads / ray).min(), (threads / ray).max())]
+    assert "seed by seed it is {:.1f} to {:.1f} and {:.1f} to {:.1f} times".format(*ends) in prose
+    slowest = max(of(own, "frames_per_second").max() / of(own, "frames_per_second").min() for own in runs.values())
+    assert f"up to {slowest:.1f} times the pace of its slowest" in prose
+    # Bars of two updates: 20 and 21, 10 and 11, 62 or more; all lags are multiples of five.
+    on_threads, on_ray = (of(own, "lag_histogram").sum(axis=0) for own in (actors, actors_on_ray))
+    shares = on_threads[10] / on_threads.sum(), *(on_ray[[5, 31]] / on_ray.sum())
+    assert "threads {:.0%} of the blocks have just these 20; on Ray {:.0%} have 10, and {:.0%} have 62".format(*shares) in prose
+    assert f"how they end: {difference_of(of(actors, 'return'), of(shared, 'return'))}." in prose
 
 
 def test_engines_are_drawn_in_updates():
@@ -288,7 +337,9 @@ def test_federated_comparison():
         ("inside", "independent client, mean"): "gains {} on the mean",
         ("seen", "pooled, all clients' samples"): "is {} below the federation where clients train",
         ("beyond", "independent client, best"): "is {} below it beyond the range",
-        ("seen", "federated, then K local steps"): "even where a client trains: {} of area",
+        ("seen", "federated, then K local steps"): "by {} of area where clients train",
+        ("inside", "federated, then K local steps"): "by {} unseen inside the range",
+        ("beyond", "federated, then K local steps"): "by {} beyond it. What K steps",
     }
     for (split, series), form in gains.items():
         assert form.format(interval(**splits[split][series][less])) in prose
@@ -301,8 +352,20 @@ def test_federated_comparison():
         frames = [row["frames_alone"]] if split == "inside" else []
         means = row["federated"]["mean"], *frames, row["alone"]["mean"]
         assert form.format(*means, interval(**row["federated_minus_alone"])) in prose
-    last = (splits["beyond"][series]["final"]["mean"] for series in ("pooled, all clients' samples", "federated"))
-    assert "has {:.1f} there, the federation {:.1f}".format(*last) in prose
+    curves = federated_table.read_curves(RESULTS / "federated")
+    beyond = {series: returns for (series, split), (_, returns) in curves.items() if split == "beyond"}
+    forms = {
+        "federated": "of the federation changes by {},",
+        "independent client, mean": "of independent clients by {},",
+        "one-shot average": "of their average by {};",
+        "pooled, a client's updates": "with a client's updates by {},",
+        "pooled, all clients' samples": "with all clients' samples by {}.",
+    }
+    for series, form in forms.items():
+        assert form.format(difference_of(beyond[series][:, 9], beyond[series][:, 4])) in prose
+    ends = [beyond[series][:, -1] for series in ("pooled, all clients' samples", "federated")]
+    said = "has {:.1f} at the end, the federation {:.1f}: a difference of {}."
+    assert said.format(*(end.mean() for end in ends), difference_of(*ends)) in prose
 
 
 def test_federated_merge_ablation():
@@ -328,7 +391,21 @@ def test_federated_merge_ablation():
     sure = [interval(row["effect"], row["ci95"]) for row in cells if not row["ci95"][0] <= 0 <= row["ci95"][1]]
     said = prose.split("In single cells")[1].split("## ")[0]
     assert "four intervals" in said
+    assert f"Of {len(cells)} such intervals" in said
     assert sorted(re.findall(r"-?[\d.]+ \[[^]]+\]", said)) == sorted(sure)
+    # Of those that cost over all cells, where it shows: as (K, level).
+    places = {
+        choice: {(row["local_steps"], row["level"]) for row in effects if row["choice"] == choice and row["ci95"][1] < 0}
+        - {("all", "all")}
+        for choice in ("replay: clear", "initial: per client", "epsilon: restart")
+    }
+    assert list(places.values()) == [
+        {(10, 0.25), (10, 1.0), (100, 0.25), (100, 1.0)},
+        {(10, 0.25), (10, 1.0), (1000, 0.25)},
+        {(100, 0.25)},
+    ]
+    assert "by clearing the replay at K = 10 and 100, by separate initial parameters at K = 10 and, at level 0.25" in said
+    assert "at K = 1000, and by restarting epsilon at K = 100 and level 0.25 alone" in said
 
 
 def test_federated_scaling():
@@ -346,8 +423,16 @@ def test_federated_scaling():
     ]
     one = {point["rounds"]: f"{statistics.mean(point['inside']):.0f}" for point in rows[0]["history"]}
     assert f"(a single client: {', '.join(one[rounds] for rounds in (20, 30, 40, 50))})" in prose
-    early, late = (statistics.mean(rows[1]["returns"][equal]["inside"]) for equal in ("frames per client", "frames in all"))
-    assert f"fell from {early:.0f} to {late:.0f} late" in prose
+    ten = {point["rounds"]: statistics.mean(point["inside"]) for point in rows[1]["history"]}
+    assert f"fell from {ten[466]:.0f} after 466 rounds to {ten[699]:.0f} after 699" in prose
+    # By draw: one client ends highest in both, or else the other count of clients that does.
+    by_draw = {
+        equal: list(zip(*(row["returns"][equal]["inside"] for row in rows), strict=True))
+        for equal in ("frames per client", "frames in all")
+    }
+    assert [draw.index(max(draw)) for draw in by_draw["frames per client"]] == [0, 0]
+    assert [draw.index(max(draw)) for draw in by_draw["frames in all"]] == [2, 0]
+    assert "at {2:.0f} against {0:.0f}".format(*by_draw["frames in all"][0]) in prose
 
 
 def test_speed():

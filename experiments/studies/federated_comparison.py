@@ -8,8 +8,8 @@ Arms have the same draws of clients, held-out environments, initial parameters a
 not merged; the average of their parameters is the one-shot merge. `pooled_updates` and `pooled_samples` are one agent with
 all clients' experience: as many updates as one client makes, with one client's batch (rounded up so that every client gives as
 much to it), or with all clients' batches together. A federated client's own parameters at the end of a round, before the merge,
-are the server's with K steps of local fine-tuning. With `--federated.personal head` the federated arm plays each client's
-policy where it trains, and on held-out environments for the mean over clients, as `independent` does.
+are those that the server had before it, after K local steps. With `--federated.personal head` the federated arm plays each
+client's policy where it trains, and on held-out environments for the mean over clients, as `independent` does.
 """
 
 import dataclasses
