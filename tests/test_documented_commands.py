@@ -121,7 +121,7 @@ def test_flags_in_prose_are_those_of_a_job(path):
     """Where no whole command is given: a flag of some job, or of another program that the page is about."""
     known = {flag for config in (QUICKSTART, SERVER_MODEL, APEX, HETEROGENEOUS) for flag in flags_of(config)}
     known |= {"--preset", "--help", "--debug", "--num-processes"}
-    others = {"--only-draw", "--out", "--against", "--check", "--kill-on-bad-exit", "--signal"}
+    others = {"--only-draw", "--out", "--against", "--check", "--kill-on-bad-exit", "--signal", "--num-cpus"}
     pieces = [piece for part in path.read_text().split("```")[::2] for piece in spans(part)]
     found = {flag for piece in pieces for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", piece)}
     assert found - known - others == set()
