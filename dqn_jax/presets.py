@@ -31,3 +31,14 @@ CLASSIC = DataParallelExperiment(
     runner=RunnerConfig(log_every=1_000, eval_every=5_000, checkpoint_every=10_000),
 )
 """DQN as textbooks have it: one environment, an update every frame, two layers of 128, CartPole cut at 200 steps."""
+
+SMOKE = DataParallelExperiment(
+    num_devices=1,
+    num_seeds=2,
+    total_frames=4_000,
+    run_dir=Path("runs/smoke"),
+    agent=AgentConfig(num_envs=8, learning_starts=400, epsilon_decay_frames=2_000),
+    network=NetworkConfig(hidden_sizes=(32,)),
+    runner=RunnerConfig(log_every=1_000, eval_every=2_000, eval_episodes=4, checkpoint_every=2_000),
+)
+"""A few seconds to see that everything works; nothing is learnt."""

@@ -51,7 +51,7 @@ def commands_of(lines):
             line = line.replace(variable, value)
         code = re.sub(r"(^|\s)#.*", "", line)
         found += [" ".join(command.split()) for command in re.findall(r"(?:^|[\s'])((?:python|dqn-jax|make) [^;|&']+)", code)]
-    return [command.removesuffix(" ...") for command in found if command != "python -m"]
+    return [command.removesuffix(" ...") for command in found if command not in ("python -m", "python -m dqn_jax")]
 
 
 def commands_in_page(text):
@@ -93,7 +93,7 @@ def problem_of(monkeypatch):
         launched = LAUNCHED.fullmatch(command)
         if launched:
             command = f"python {launched[2]} --coordinator 127.0.0.1:12345 --num-processes {launched[1]} --process-id 0"
-        program, first, *rest = shlex.split(command.replace("python -m dqn_jax.commands", "dqn-jax"))
+        program, first, *rest = shlex.split(re.sub(r"python -m dqn_jax(?![.\w])", "dqn-jax", command))
         if program == "make":
             return None if re.search(f"^{first}:", (ROOT / "Makefile").read_text(), re.MULTILINE) else "no such target"
         if command.startswith("python -m pytest "):
@@ -102,7 +102,7 @@ def problem_of(monkeypatch):
             return None
         monkeypatch.setattr(sys, "argv", [first, *rest] if program == "python" else [program, first, *rest])
         try:
-            return jobs.main() if program == "dqn-jax" else runpy.run_path(str(ROOT / first), run_name="__main__")
+            return jobs.main() or None if program == "dqn-jax" else runpy.run_path(str(ROOT / first), run_name="__main__")
         except Accepted:
             return None
         except SystemExit as end:
@@ -123,7 +123,7 @@ def flags_of(config, prefix="--"):
 def test_flags_in_prose_are_those_of_a_job(path):
     """Where no whole command is given: a flag of some job, or of another program that the page is about."""
     known = {flag for config in (QUICKSTART, SERVER_MODEL, APEX, HETEROGENEOUS) for flag in flags_of(config)}
-    known |= {"--preset", "--help", "--debug", "--num-processes"}
+    known |= {"--preset", "--config", "--help", "--debug", "--num-processes"}
     others = {"--only-draw", "--out", "--against", "--check", "--kill-on-bad-exit", "--signal", "--num-cpus"}
     pieces = [piece for part in path.read_text().split("```")[::2] for piece in spans(part)]
     found = {flag for piece in pieces for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", piece)}
@@ -150,7 +150,7 @@ def test_a_command_is_accepted(command, problem_of, capsys):
         "python experiments/studies/federated_comparison.py --arms alone",
         "python experiments/benchmarks/server_benchmark.py --turns 3",
         "python tests/faults.py --trials 3",
-        "dqn-jax data_parallel --num-devcies 2",
+        "dqn-jax train data-parallel --num-devcies 2",
         "dqn-jax data_paralell",
         "make trian",
         "python -m pytest tests/lwas",

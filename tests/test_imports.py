@@ -20,6 +20,7 @@ LEVELS = (
     {"federated"},
     {"runner"},
     {"commands"},
+    {"__main__"},
     {"experiments"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -3,10 +3,10 @@
 import functools
 
 from dqn_jax.commands.workers import prepare
-from dqn_jax.distributed.presets import APEX
+from dqn_jax.distributed.presets import APEX, SMOKE_ACTORS
 from dqn_jax.runner.command_line import exit_code_of, parse
 
-PRESETS = {"apex": APEX}
+PRESETS = {"apex": APEX, "smoke": SMOKE_ACTORS}
 
 
 def train() -> None:

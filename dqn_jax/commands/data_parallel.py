@@ -1,11 +1,11 @@
 """The main of data-parallel training, the main job of this code base (examples: experiments/data_parallel.py)."""
 
 from dqn_jax import runtime
-from dqn_jax.presets import CLASSIC, QUICKSTART
+from dqn_jax.presets import CLASSIC, QUICKSTART, SMOKE
 from dqn_jax.runner.command_line import exit_code_of, parse
 from dqn_jax.runner.hosts import FLAGS, join, parse_hosts
 
-PRESETS = {"quickstart": QUICKSTART, "classic": CLASSIC}
+PRESETS = {"quickstart": QUICKSTART, "classic": CLASSIC, "smoke": SMOKE}
 
 
 def train() -> None:

@@ -1,10 +1,10 @@
 """The main of federated training (examples: experiments/federated.py)."""
 
 from dqn_jax import runtime
-from dqn_jax.federated.presets import CLASSIC, HETEROGENEOUS
+from dqn_jax.federated.presets import CLASSIC, HETEROGENEOUS, SMOKE
 from dqn_jax.runner.command_line import exit_code_of, parse
 
-PRESETS = {"heterogeneous": HETEROGENEOUS, "classic": CLASSIC}
+PRESETS = {"heterogeneous": HETEROGENEOUS, "classic": CLASSIC, "smoke": SMOKE}
 
 
 def train() -> None:

@@ -3,10 +3,10 @@
 import functools
 
 from dqn_jax.commands.workers import prepare
-from dqn_jax.distributed.presets import CARTPOLE_SERVER, CLASSIC_SERVER, SERVER_MODEL
+from dqn_jax.distributed.presets import CARTPOLE_SERVER, CLASSIC_SERVER, SERVER_MODEL, SMOKE_SERVER
 from dqn_jax.runner.command_line import exit_code_of, parse
 
-PRESETS = {"classic": CLASSIC_SERVER, "model": SERVER_MODEL, "cartpole": CARTPOLE_SERVER}
+PRESETS = {"classic": CLASSIC_SERVER, "model": SERVER_MODEL, "cartpole": CARTPOLE_SERVER, "smoke": SMOKE_SERVER}
 
 
 def train() -> None:

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from dqn_jax.config import AgentConfig, NetworkConfig, RunnerConfig
-from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
-from dqn_jax.presets import QUICKSTART
+from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
+from dqn_jax.presets import QUICKSTART, SMOKE
 
 CLASSIC_SERVER = ServerExperiment(
     max_episode_steps=200,
@@ -54,3 +54,26 @@ APEX = ActorLearnerExperiment(
     network=QUICKSTART.network,
 )
 """Four actors with an epsilon each, that feed the same agent."""
+
+SMOKE_SERVER = ServerExperiment(
+    num_seeds=1,
+    num_devices=1,
+    total_frames=SMOKE.total_frames,
+    backend="in-process",
+    run_dir=Path("runs/smoke-server"),
+    agent=dataclasses.replace(SMOKE.agent, learning_starts=200),
+    network=SMOKE.network,
+    runner=SMOKE.runner,
+    server=ServerConfig(num_workers=2),
+)
+"""A few seconds to see that everything works; nothing is learnt."""
+
+SMOKE_ACTORS = ActorLearnerExperiment(
+    total_frames=SMOKE.total_frames,
+    run_dir=Path("runs/smoke-actors"),
+    agent=SMOKE.agent,
+    network=SMOKE.network,
+    runner=SMOKE.runner,
+    actors=ActorLearnerConfig(num_actors=2),
+)
+"""As SMOKE_SERVER."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dqn_jax.config import AgentConfig, NetworkConfig, RunnerConfig
 from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
+from dqn_jax.presets import SMOKE as SMOKE_ALONE
 
 HETEROGENEOUS = FederatedExperiment(
     max_episode_steps=200,
@@ -34,3 +35,15 @@ CLASSIC = dataclasses.replace(
 )
 """Federated DQN as textbooks have it: devices alike train on their own replay and push their parameters, the server averages
 and broadcasts them, and each device copies its target every C updates."""
+
+SMOKE = FederatedExperiment(
+    num_devices=1,
+    num_seeds=1,
+    rounds=10,
+    run_dir=Path("runs/smoke-federated"),
+    agent=AgentConfig(num_envs=1, learning_starts=100, epsilon_decay_frames=500),
+    network=SMOKE_ALONE.network,
+    federated=FederatedConfig(num_clients=2, local_steps=50, unseen_envs=1),
+    runner=RunnerConfig(log_every=2, eval_every=4, eval_episodes=4, checkpoint_every=4),
+)
+"""A few seconds to see that everything works; nothing is learnt."""

@@ -6,6 +6,7 @@ to a short run. Not here: jax. Flags are parsed before it starts.
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -18,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from dqn_jax.config import AgentConfig, Experiment, InputError, Record, TrainingError
+from dqn_jax.config import AgentConfig, Experiment, InputError, Record, TrainingError, require
 from dqn_jax.runner.config_file import CONFIG, config_dict, flatten, nest, read_config, with_values
 from dqn_jax.runner.fitting import FITTED, fitted
 from dqn_jax.runner.signals import Stopped
@@ -27,10 +28,16 @@ Config = TypeVar("Config", bound=Experiment)
 Options = TypeVar("Options")
 
 _DEBUG = "--debug"
+_HELP = ("-h", "--help")
 _OF_THE_RUN = ("run_dir", "resume", "num_devices")
 """Fields that a run's config does not give to another run."""
 _KEPT = ("num_devices", "total_frames", *FITTED, *(f"agent.{name}" for name in AgentConfig.NUMBERS))
 """Fields that a resumed run keeps although a preset or a file is named: fitted once, or changed at another resume."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoFlags:
+    """The options of a command that has none."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,21 +139,39 @@ def options(start: Options, description: str, args: Sequence[str] | None = None)
     Raises:
       InputError: for a flag that is unknown, or whose value cannot be used.
     """
-    said = io.StringIO()
+    args = list(sys.argv[1:] if args is None else args)
+    said, shown, group = io.StringIO(), io.StringIO(), _asked_for(args)
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             config, unknown = tyro.cli(
                 type(start), default=start, args=args, description=description, return_unknown_args=True, registry=_REGISTRY
             )
     except SystemExit as ended:
         if ended.code:
             raise InputError(_sentence(said.getvalue())) from None
+        print(_help(shown.getvalue(), group))
         raise
     if unknown:
         flag = unknown[0].partition("=")[0]
         close = difflib.get_close_matches(flag, _all_flags(start), n=1)
         raise InputError(f"{flag} is no flag of this command: " + (f"did you mean {close[0]}?" if close else "see --help"))
     return config
+
+
+def _asked_for(args: list[str]) -> str | None:
+    """Takes the word after `--help`, if there is one, out of the arguments."""
+    place = next((place for place, arg in enumerate(args) if arg in _HELP), len(args))
+    return args.pop(place + 1) if args[place + 1 : place + 2] and not args[place + 1].startswith("-") else None
+
+
+def _help(text: str, group: str | None) -> str:
+    """Returns the part of a help text that is asked for: the flags of one group, all, or the first ones, which are common."""
+    usage, common, *parts = re.split(r"(?m)^(?=[^\w\n]*(?:[\w.]+ )?options\b)", text)
+    groups = {re.findall(r"[\w.]+", part)[0]: part.rstrip() for part in parts}
+    if group == "all" or not groups:
+        return text.rstrip()
+    require(group is None or group in groups, f"--help {group}: there is {', '.join(groups)}, or all")
+    return groups[group] if group else f"{usage}{common.rstrip()}\n\n More flags: --help {'|'.join(groups)}, or --help all."
 
 
 def _whole(text: str) -> int:
@@ -225,6 +250,10 @@ def exit_code_of(main: Callable[[], None], presets: Mapping[str, Experiment] | N
         return _explain(stop, stop.exit_code)
     except TrainingError as error:
         return _explain(error, 1, config)
+    except BrokenPipeError:
+        # Nobody reads on, as after `| head`; nor will what Python writes when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

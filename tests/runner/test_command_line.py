@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
+import dqn_jax
+from dqn_jax.commands import __main__ as command
 from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
 from dqn_jax.runner.command_line import exit_code_of, parse, with_flags
@@ -198,12 +200,31 @@ def test_a_resumed_run_keeps_what_flags_do_not_say(tmp_path):
 
 def test_help_shows_every_field_with_the_presets_values(capsys):
     with pytest.raises(SystemExit) as ended:
-        parse(PRESETS, "What it does.", ["--preset", "second", "--help"])
+        parse(PRESETS, "What it does.", ["--preset", "second", "--help", "all"])
     text = " ".join(re.sub(r"[╭╮╰╯─│]", " ", capsys.readouterr().out).split())
     assert ended.value.code == 0
     for words in ("What it does.", "--preset {first,second}", "shown: second", "--agent.num-envs", "--runner.keep-checkpoints"):
         assert words in text
     assert "Environments stepped at once. (default: 4)" in text
+
+
+def test_help_begins_with_the_common_flags_and_has_the_rest_by_group(capsys):
+    def shown(*flags):
+        with pytest.raises(SystemExit) as ended:
+            parse(PRESETS, "What it does.", ["--help", *flags])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    common, network = shown(), shown("network")
+    assert common.count("\n") <= 50
+    assert "--total-frames INT" in common
+    assert "--agent." not in common
+    assert common.endswith("More flags: --help agent|network|runner, or --help all.\n")
+    assert "--network.hidden-sizes" in network
+    assert "--env" not in network + shown("runner")
+    assert all(flag in shown("all") for flag in ("--env", "--agent.n-step", "--network.trunk", "--runner.threshold"))
+    with pytest.raises(InputError, match=r"^--help agnt: there is agent, network, runner, or all$"):
+        parse(PRESETS, "What it does.", ["--help", "agnt"])
 
 
 @pytest.mark.parametrize(
@@ -330,18 +351,52 @@ def test_a_traceback_is_shown_where_it_is_asked_for(monkeypatch, capsys, flags):
     assert err.count("\n") == 1 or flags
 
 
+def dqn_jax_command(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["dqn-jax", *args])
+    return command.main()
+
+
 def test_one_command_has_all_jobs(monkeypatch, capsys):
-    from dqn_jax.commands import __main__ as command
     from dqn_jax.commands import actor_learner
 
     monkeypatch.setattr(actor_learner, "train", lambda: print(sys.argv))
-    monkeypatch.setattr(sys, "argv", ["dqn-jax", "actor-learner", "--num-seeds", "1"])
-    assert command.main() == 0
-    assert capsys.readouterr().out == "['dqn-jax actor_learner', '--num-seeds', '1']\n"
-    for rest in ([], ["actor"], ["--help"]):
-        monkeypatch.setattr(sys, "argv", ["dqn-jax", *rest])
-        assert command.main() == 2
-        assert capsys.readouterr().err.startswith("usage: dqn-jax JOB [flags], JOB one of data_parallel, parameter_server, ")
+    assert dqn_jax_command(monkeypatch, "train", "actor-learner", "--num-seeds", "1") == 0
+    assert capsys.readouterr().out == "['dqn-jax train actor-learner', '--num-seeds', '1']\n"
+    assert dqn_jax_command(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"{dqn_jax.__version__}\n"
+    for name in (*(f"train.{job}" for job in command.TRAIN), *command.COMMANDS):
+        module = importlib.import_module(f"dqn_jax.commands.{name.removeprefix('train.').replace('-', '_')}")
+        assert callable(module.main)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "sentence"),
+    [
+        ([], 2, ""),
+        (["--help"], 0, ""),
+        (["train"], 2, ""),
+        (["train", "-h"], 0, ""),
+        (["trian"], 2, "trian is no command of dqn-jax: did you mean train?"),
+        (["train", "federate"], 2, "federate is no command of dqn-jax train: did you mean federated?"),
+        (["train", "play"], 2, "play is no command of dqn-jax train: see dqn-jax --help"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_none_is_a_screen(args, code, sentence, monkeypatch, capsys):
+    assert dqn_jax_command(monkeypatch, *args) == code
+    out, err = capsys.readouterr()
+    if sentence:
+        assert (out, err) == ("", f"{sentence}\n")
+    else:
+        assert (out or err).startswith("usage: dqn-jax ")
+        assert 8 < (out or err).count("\n") < 24
+        assert bool(out) == (code == 0)
+
+
+def test_presets_are_listed_with_their_job(monkeypatch, capsys):
+    assert dqn_jax_command(monkeypatch, "presets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train data-parallel     quickstart (default)      CartPole-v1, 500,000 frames, 8 seed(s)"
+    assert [line.split()[1] for line in lines if "smoke" in line] == [name for name in command.TRAIN if name != "reference"]
 
 
 @pytest.mark.parametrize("name", ["actor_learner", "data_parallel", "federated", "parameter_server", "reference"])
