@@ -22,7 +22,7 @@ import tyro
 from dqn_jax.config import AgentConfig, Experiment, InputError, Record, TrainingError, require
 from dqn_jax.runner.config_file import CONFIG, config_dict, flatten, nest, read_config, with_values
 from dqn_jax.runner.fitting import FITTED, fitted
-from dqn_jax.runner.signals import Stopped
+from dqn_jax.runner.signals import Stopped, ended_by_interrupts
 
 Config = TypeVar("Config", bound=Experiment)
 Options = TypeVar("Options")
@@ -243,7 +243,8 @@ def exit_code_of(main: Callable[[], None], presets: Mapping[str, Experiment] | N
     sys.path.insert(0, os.getcwd())
     config = next(iter(presets.values())) if presets else None
     try:
-        main()
+        with ended_by_interrupts():
+            main()
     except InputError as error:
         return _explain(error, 2, config)
     except Stopped as stop:

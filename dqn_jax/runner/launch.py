@@ -18,10 +18,11 @@ from types import FrameType
 from dqn_jax.config import require
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.hosts import LAUNCHER
+from dqn_jax.runner.signals import stop_signals
 
 GRACE_SECONDS = 5
 """Seconds that the others get to report errors once one has failed."""
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_STOPPED = tuple(128 + signum for signum in stop_signals())
 """Exit statuses of processes that were asked to stop, and saved."""
 
 
@@ -76,7 +77,7 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """Starts processes, passes SIGINT and SIGTERM on, and waits."""
+    """Starts processes, passes signals that ask to stop on, and waits."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--num-processes", type=int, required=True, help="how many")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a script that takes --coordinator, and its flags")
@@ -84,7 +85,7 @@ def main() -> None:
     require(given.num_processes > 0, f"num_processes is {given.num_processes}: give a whole number from 1")
     require(bool(given.command), "no script is given: name one, and its flags, after --num-processes")
     processes = Processes()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in stop_signals():
         signal.signal(signum, processes.pass_on)
     processes.start(given.num_processes, given.command)
     status = processes.wait()
