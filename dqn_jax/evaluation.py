@@ -1,4 +1,4 @@
-"""Greedy evaluation: one whole episode in each environment. Not here: when to evaluate.
+"""Greedy evaluation: one whole episode in each environment. Not here: when to evaluate, pictures of it (`play`).
 
 A window of fixed length would favour short episodes; so would taking whichever episodes end first.
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from dqn_jax.config import Experiment, Record
 from dqn_jax.envs import Environment, EnvParams, Running, TimeStep, eval_env_of, reset_key, seeds_of
+from dqn_jax.exploration import at_random
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
 
@@ -87,7 +88,12 @@ def evaluator_of(config: Experiment, env: Environment, network: Network) -> Eval
 
 
 def make_evaluate(
-    env: Environment, network: Network, num_episodes: int, max_steps: int | None = None
+    env: Environment,
+    network: Network,
+    num_episodes: int,
+    max_steps: int | None = None,
+    epsilon: float = 0.0,
+    steps: Stepping | None = None,
 ) -> Callable[..., Evaluation]:
     """Builds a function that plays whole episodes.
 
@@ -96,18 +102,23 @@ def make_evaluate(
       network: the Q-network.
       num_episodes: E, played side by side.
       max_steps: cap on an episode's steps; None takes the environment's time limit.
+      epsilon: probability of an action at random, above 0 not quite greedy.
+      steps: how the environment is stepped; None takes what `stepping` chooses.
 
     Returns:
       `evaluate(key, params, env_params=the environment's) -> Evaluation`; not traceable where the environment is on the host.
     """
     cap = env.spec.max_episode_steps if max_steps is None else max_steps
-    steps = stepping(env)
+    steps = stepping(env) if steps is None else steps
 
     @steps.compiled
     def choose(params: Params, streams: jax.Array, time: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(stream: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            _, env_key = jax.random.split(jax.random.fold_in(stream, time))
-            return jnp.argmax(network.apply(params, obs, None).q_values), env_key
+            action_key, env_key = jax.random.split(jax.random.fold_in(stream, time))
+            action = jnp.argmax(network.apply(params, obs, None).q_values)
+            if epsilon:
+                action = at_random(action_key, env.spec.num_actions, jnp.float32(epsilon), action.astype(jnp.int32))
+            return action, env_key
 
         return jax.vmap(one)(streams, obs)
 
@@ -160,16 +171,22 @@ def stepping(env: Environment) -> Stepping:
         return running, running.step(np.asarray(actions))
 
     def loop(running: Callable[[tuple], jax.Array], body: Callable[[tuple], tuple], carry: tuple) -> tuple:
-        while running(carry):
-            carry = body(carry)
+        carry = one_by_one(running, body, carry)
         carry[1].close()
         return carry
 
     def over_seeds(one: Callable) -> Callable:
-        def one_by_one(*rows: Any) -> Any:
+        def in_turn(*rows: Any) -> Any:
             results = [one(*jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(len(rows[0]))]
             return jax.tree.map(lambda *parts: np.stack(parts), *results)
 
-        return one_by_one
+        return in_turn
 
     return Stepping(reset, step, loop, jax.jit, over_seeds)
+
+
+def one_by_one(running: Callable[[tuple], jax.Array], body: Callable[[tuple], tuple], carry: tuple) -> tuple:
+    """Loops as `jax.lax.while_loop`, in Python."""
+    while running(carry):
+        carry = body(carry)
+    return carry

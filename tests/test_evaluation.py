@@ -59,6 +59,16 @@ def test_actions_are_greedy(evaluate):
     np.testing.assert_array_equal(best.returns - worst.returns, best.lengths / 2)
 
 
+@pytest.mark.parametrize("epsilon", [0.4, 1.0])
+def test_with_epsilon_some_actions_are_at_random(evaluate, epsilon):
+    """Half of those are action 0, which costs a half; what the environment draws is the same."""
+    greedy = evaluate(jax.random.key(0), PREFERS_1)
+    result = jax.jit(make_evaluate(SCRIPT, LINEAR, NUM_EPISODES, epsilon=epsilon))(jax.random.key(0), PREFERS_1)
+    np.testing.assert_array_equal(result.lengths, greedy.lengths)
+    lost = 2 * np.sum(greedy.returns - result.returns) / np.sum(greedy.lengths)
+    assert abs(lost - epsilon / 2) < 0.1
+
+
 @pytest.mark.parametrize("max_steps", [1, 3])
 def test_unfinished_episodes_are_reported(evaluate, max_steps):
     whole = evaluate(jax.random.key(0), PREFERS_1)

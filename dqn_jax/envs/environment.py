@@ -38,6 +38,12 @@ class Running(Protocol):
     def step(self, actions: np.ndarray) -> TimeStep:
         """Steps all of them with actions [E]; the time step has leaves [E, ...]."""
 
+    def pictures(self) -> list[np.ndarray]:
+        """Returns pictures [H, W, 3] uint8 of the first one, after its start, each step and each reset since, in order.
+
+        Kept only where the environment was made with the argument render_mode=rgb_array.
+        """
+
     def close(self) -> None:
         """Closes them."""
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import InputError
+from dqn_jax.config import InputError, require
 from dqn_jax.envs.environment import Environment, EnvParams, EnvState, Running, TimeStep
 from dqn_jax.envs.wrappers import REWARD_CLIP, joined, wrapper_of
 from dqn_jax.types import EnvSpec
@@ -44,6 +44,9 @@ class _Copies:
             truncated=jnp.asarray(truncated & ~terminated),
         )
 
+    def pictures(self) -> list[np.ndarray]:
+        return list(self._envs.envs[0].render())
+
     def close(self) -> None:
         self._envs.close()
 
@@ -68,6 +71,10 @@ def make_gymnasium(
     except ImportError:
         raise InputError(f"env is {name!r}, and Gymnasium is not installed: pip install 'dqn-jax[gymnasium]'") from None
     changes = [wrapper_of(spec, _wrappers()) for spec in wrappers]
+    draws = kwargs.get("render_mode") == "rgb_array"
+    if draws:
+        # A reset keeps them: the last picture of an episode and the first of the next are taken in one step.
+        changes.append(lambda env: gymnasium.wrappers.RenderCollection(env, pop_frames=False, reset_clean=False))
 
     def make() -> Any:
         env: Any = gymnasium.make(name.removeprefix(PREFIX), max_episode_steps=max_episode_steps, **kwargs)
@@ -79,11 +86,19 @@ def make_gymnasium(
         one = make()
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise InputError(f"env is {name!r}, which Gymnasium cannot make: {str(error).splitlines()[0]}") from None
+    modes = one.metadata.get("render_modes", [])
+    require(
+        not draws or "rgb_array" in modes,
+        f"env is {name!r}, which does not draw itself (render modes {modes}): leave out pictures",
+    )
     spec = _describe(name, one)
     one.close()
 
     def start(seeds: Sequence[int]) -> Running:
-        return _Copies(make, seeds, spec.obs_dtype)
+        try:
+            return _Copies(make, seeds, spec.obs_dtype)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise InputError(f"env is {name!r}, which cannot start: {str(error).splitlines()[0]}") from None
 
     def init(key: jax.Array, params: EnvParams) -> tuple[EnvState, jax.Array]:
         return (), jnp.zeros(spec.obs_shape, spec.obs_dtype)

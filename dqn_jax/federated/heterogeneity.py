@@ -106,8 +106,7 @@ def distribution_of(name: str, env_name: str) -> Distribution | None:
     distribution = find_distribution(name)
     if name.startswith(_RANGE):
         # Dependent fields are recomputed for any range.
-        derive = {known.env: known.derive for known in DISTRIBUTIONS.values()}
-        return distribution._replace(env=env_name, derive=derive.get(env_name, distribution.derive)) if distribution else None
+        return distribution._replace(env=env_name, derive=derive_of(env_name)) if distribution else None
     if distribution is not None and distribution.env != env_name:
         fitting = ["none", *(other for other, value in DISTRIBUTIONS.items() if value.env == env_name)]
         raise InputError(
@@ -115,6 +114,12 @@ def distribution_of(name: str, env_name: str) -> Distribution | None:
             f"{' or '.join(fitting)}"
         )
     return distribution
+
+
+def derive_of(env_name: str) -> Callable[[EnvParams], EnvParams]:
+    """Finds what recomputes the dependent parameters of an environment, once others have changed."""
+    known = {distribution.env: distribution.derive for distribution in DISTRIBUTIONS.values()}
+    return known.get(env_name, lambda params: params)
 
 
 def draw_envs(

@@ -1,9 +1,9 @@
 """Atomic checkpoints: written under a temporary name, checksummed, renamed into place, verified when read.
 
 A checkpoint is a directory `step_<frames, or rounds>` with `arrays-<process>.npz` (every leaf of the state, as that process
-has it) and `manifest.json` (checksums and shapes of the arrays, progress, and the config). A damaged one is reported and the
-one before it is used. Of several processes each writes and reads its own arrays, and the first writes the manifest when all are
-done; all accept or reject a checkpoint together.
+has it), `policy.npz` (the parameters alone, to be played), and `manifest.json` (checksums and shapes of the arrays, progress,
+and the config). A damaged one is reported and the one before it is used. Of several processes each writes and reads its own
+arrays, and the first writes the rest when all are done; all accept or reject a checkpoint together.
 
 Not here: when to save.
 """
@@ -27,6 +27,8 @@ from dqn_jax.config import AgentConfig, InputError, Record
 from dqn_jax.lookup import divided
 from dqn_jax.runner import peers
 from dqn_jax.runner.config_file import flatten
+from dqn_jax.runner.policy import POLICY, write_policy
+from dqn_jax.types import Params
 
 ARRAYS = "arrays-{}.npz"
 """Name of a process's arrays, by its number."""
@@ -77,12 +79,15 @@ class Checkpoint:
         return jax.tree.unflatten(structure, restored)
 
 
-def save(directory: Path, state: chex.ArrayTree, done: int, progress: Record, config: Record, keep: int) -> Path:
+def save(
+    directory: Path, state: chex.ArrayTree, params: Params, done: int, progress: Record, config: Record, keep: int
+) -> Path:
     """Writes `directory/step_<done>` atomically and removes all but the `keep` newest.
 
     Args:
       directory: where checkpoints are kept.
       state: arrays and random keys.
+      params: what of it is played, as `Driver.params` gives it.
       done: frames of one seed, or rounds, so far: the checkpoint's number.
       progress: JSON values that resuming needs.
       config: JSON values that must not change on resuming.
@@ -109,7 +114,11 @@ def save(directory: Path, state: chex.ArrayTree, done: int, progress: Record, co
     digests = peers.gather(_sha256(arrays.read_bytes()), "checkpoint")
     if peers.is_first():
         leaves = [_describe(path, leaf) for path, leaf in with_paths]
+        with open(aside / POLICY, "wb") as file:
+            write_policy(file, params, config, done)
+            _flush(file)
         body = {"progress": progress, "config": config, "leaves": leaves, "arrays_sha256": digests}
+        body["policy_sha256"] = _sha256((aside / POLICY).read_bytes())
         _publish(aside, final, body)
         # Later ones are damaged, or the run would have gone on from them: they must not crowd out good ones.
         for old in [path for path in _numbered(directory) if path <= final][:-keep]:
@@ -152,13 +161,50 @@ def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
+def newest_policy(directory: Path) -> Path:
+    """Finds the policy of the newest undamaged checkpoint, by however many processes it was written.
+
+    Raises:
+      InputError: if there is none, or an older version wrote the checkpoint.
+    """
+    problems = []
+    for path in reversed(_numbered(directory)):
+        try:
+            digest = _read_manifest(path).get("policy_sha256")
+            if digest is None:
+                raise InputError(f"{path} is of an older version, without {POLICY}: resume the run for longer, the next has it")
+            _check(path, POLICY, digest)
+        except DamagedCheckpoint as damage:
+            problems.append(str(damage))
+        else:
+            return path / POLICY
+    if problems:
+        raise InputError(f"no checkpoint in {directory} can be used: {'; '.join(problems)}")
+    raise InputError(f"{directory} has no checkpoint yet: wait for the first, or name another run directory")
+
+
 def read(path: Path) -> Checkpoint:
-    """Verifies one checkpoint: its manifest and this process's arrays.
+    """Verifies one checkpoint: its manifest, its policy and this process's arrays.
 
     Raises:
       DamagedCheckpoint: if a file is missing or not what was written.
       InputError: if it was written by another number of processes, or another version of this program.
     """
+    body = _read_manifest(path)
+    digests, now = body["arrays_sha256"], jax.process_count()
+    if not isinstance(digests, list):
+        raise InputError(f"{path} was written by another version: resume with that one or use a new run directory")
+    if len(digests) != now:
+        raise InputError(f"{path} was written by {len(digests)} process(es), and there are {now}: resume with as many")
+    _check(path, _own_arrays(), digests[jax.process_index()])
+    # Checkpoints of older versions have no policy.
+    if "policy_sha256" in body:
+        _check(path, POLICY, body["policy_sha256"])
+    return Checkpoint(path, body["progress"], body["config"], body["leaves"])
+
+
+def _read_manifest(path: Path) -> Record:
+    """Reads the body of a manifest; raises DamagedCheckpoint unless it is what was written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         body = manifest["body"]
@@ -167,19 +213,17 @@ def read(path: Path) -> Checkpoint:
         raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} cannot be read: {type(error).__name__})") from None
     if not intact:
         raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} is not what was written)")
-    digests, now = body["arrays_sha256"], jax.process_count()
-    if not isinstance(digests, list):
-        raise InputError(f"{path} was written by another version: resume with that one or use a new run directory")
-    if len(digests) != now:
-        raise InputError(f"{path} was written by {len(digests)} process(es), and there are {now}: resume with as many")
-    name = _own_arrays()
+    return body
+
+
+def _check(path: Path, name: str, digest: str) -> None:
+    """Raises DamagedCheckpoint unless a file of a checkpoint is what was written."""
     try:
-        arrays = (path / name).read_bytes()
+        written = (path / name).read_bytes()
     except OSError as error:
         raise DamagedCheckpoint(f"{path.name} is damaged ({name} cannot be read: {type(error).__name__})") from None
-    if _sha256(arrays) != digests[jax.process_index()]:
+    if _sha256(written) != digest:
         raise DamagedCheckpoint(f"{path.name} is damaged ({name} is not what was written)")
-    return Checkpoint(path, body["progress"], body["config"], body["leaves"])
 
 
 def _is_valid(path: Path) -> bool:

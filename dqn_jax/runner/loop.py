@@ -267,11 +267,12 @@ class _Run:
 
     def _save(self, state: Any) -> Path:
         peers.agreed(lambda: self.driver.check(state), "check before a checkpoint")
-        peers.check_equal(lambda: self.driver.params(state), "parameters")
+        params = self.driver.params(state)
+        peers.check_equal(lambda: params, "parameters")
         self.progress.wall_seconds = self._elapsed()
         progress = dataclasses.asdict(self.progress) | {"marks": self.records.marks()}
         keep = self.config.runner.keep_checkpoints
-        self.last_saved = checkpoint.save(self.checkpoints, state, self.progress.done, progress, self.config_dict, keep)
+        self.last_saved = checkpoint.save(self.checkpoints, state, params, self.progress.done, progress, self.config_dict, keep)
         return self.last_saved
 
     def _elapsed(self) -> float:

@@ -19,10 +19,13 @@ from dqn_jax.mapping import over, place
 from dqn_jax.runner import checkpoint
 from dqn_jax.runner.checkpoint import MANIFEST, DamagedCheckpoint, newest_valid, read, save
 from dqn_jax.runner.config_file import config_dict
+from dqn_jax.runner.policy import POLICY
 
 ARRAYS = checkpoint.ARRAYS.format(0)
 
 DEVICES = jax.local_devices()
+POLICY_OF = {"trunk": {}, "head": {"bias": np.arange(2, dtype=np.float32)}}
+"""What is played of every state here."""
 
 
 def small_state(value: float = 0.5) -> dict:
@@ -31,7 +34,7 @@ def small_state(value: float = 0.5) -> dict:
 
 def save_at(directory, *steps: int, keep: int = 10) -> list:
     """A checkpoint at each number of frames, its value that number."""
-    return [save(directory, small_state(step), step, {"frames": step}, {"env": "E"}, keep) for step in steps]
+    return [save(directory, small_state(step), POLICY_OF, step, {"frames": step}, {"env": "E"}, keep) for step in steps]
 
 
 def bits(tree) -> list[tuple[str, tuple, bytes]]:
@@ -62,7 +65,7 @@ def test_a_tree_comes_back_bit_for_bit_where_it_was(tmp_path):
         "pair": over(lambda x: (x, x > 0), "i", DEVICES[2:])(place(rows[:2], DEVICES[2:])),
         "row_keys": over(jax.random.split, "i", DEVICES)(place(jax.random.split(jax.random.key(5), 4), DEVICES)),
     }
-    path = save(tmp_path, state, 20, {"frames": 20, "sizes": {"a": 1}}, {"env": "E", "agent": {"n_step": 1}}, keep=1)
+    path = save(tmp_path, state, POLICY_OF, 20, {"frames": 20, "sizes": {"a": 1}}, {"env": "E", "agent": {"n_step": 1}}, keep=1)
     found, problems = newest_valid(tmp_path)
     assert path == found.path == tmp_path / "step_000000000020"
     assert problems == []
@@ -86,7 +89,7 @@ def test_a_restored_state_goes_on_as_the_saved_one(tmp_path):
     step = over(lambda key, x: (jax.random.fold_in(key, 1), x + jax.random.normal(key, x.shape)), "i", DEVICES[:2], donate=True)
     start = place((jax.random.split(jax.random.key(0), 2), np.zeros((2, 3), np.float32)), DEVICES[:2])
     state = step(*start)
-    save(tmp_path, state, 1, {}, {}, keep=1)
+    save(tmp_path, state, POLICY_OF, 1, {}, {}, keep=1)
     restored = newest_valid(tmp_path)[0].restore(state)
     assert bits(step(*restored)) == bits(step(*state))
     assert restored[0].is_deleted()
@@ -122,23 +125,23 @@ def test_a_save_that_dies_leaves_the_one_before(tmp_path, monkeypatch, at):
     (tmp_path / ".writing_step_000000000020" / "stale").touch()
     save_at(tmp_path, 20)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000000010", "step_000000000020"]
-    assert sorted(path.name for path in (tmp_path / "step_000000000020").iterdir()) == [ARRAYS, MANIFEST]
+    assert sorted(path.name for path in (tmp_path / "step_000000000020").iterdir()) == [ARRAYS, MANIFEST, POLICY]
     assert newest_valid(tmp_path)[0].progress == {"frames": 20}
 
 
 def test_nothing_is_renamed_before_it_is_on_disk(tmp_path, monkeypatch):
-    """Arrays and manifest are flushed, then renamed, then the rename is flushed."""
+    """Arrays, policy and manifest are flushed, then renamed, then the rename is flushed."""
     log = []
     fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (log.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
     monkeypatch.setattr(os, "rename", lambda a, b: (log.append("rename"), rename(a, b)))
     save_at(tmp_path, 10)
-    assert log == [ARRAYS, MANIFEST, "rename", tmp_path.name]
+    assert log == [ARRAYS, POLICY, MANIFEST, "rename", tmp_path.name]
 
 
-@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
+@pytest.mark.parametrize("name", [ARRAYS, MANIFEST, POLICY])
 def test_every_byte_counts(tmp_path, name):
-    """One flipped bit anywhere in either file is found, and told in a line."""
+    """One flipped bit anywhere in any file is found, and told in a line."""
     (path,) = save_at(tmp_path, 20)
     whole = (path / name).read_bytes()
     read(path)
@@ -297,7 +300,7 @@ def test_numbers_of_a_restored_state_are_those_of_the_template_where_they_are_ne
     numbers = dict.fromkeys(AgentConfig.NUMBERS, 0.25) | {"epsilon_decay_frames": 7}
     old, new = state_of(), state_of(**numbers)
     old = old.replace(actor=old.actor.replace(hyperparams=old.actor.hyperparams._replace(epsilon_first_frame=jnp.int32(30))))
-    checkpoint.save(tmp_path, old, 10, {}, {}, keep=1)
+    checkpoint.save(tmp_path, old, POLICY_OF, 10, {}, {}, keep=1)
     found, _ = newest_valid(tmp_path)
     plain, restored = found.restore(new), found.restore(new, new_numbers=True)
     chex.assert_trees_all_equal(plain, old)
