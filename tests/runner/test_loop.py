@@ -284,7 +284,7 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
         np.testing.assert_allclose(list(by_seed.values()), by_frames[frames][0], rtol=1e-6)
     assert (tmp_path / RETURNS).read_text().splitlines()[1].startswith("7,global,seen,0,{},,25,8,")
     assert "fake:0, fake:1" in (out := capsys.readouterr().out)
-    assert out.count("greedy return") == 4
+    assert (out.count(" left  "), out.count(f"watch it: dqn-jax play {tmp_path}\n")) == (4, 1)
 
     # Figures redraw from the files alone.
     shutil.rmtree(tmp_path / "checkpoints")
