@@ -14,6 +14,7 @@ import numpy as np
 
 from dqn_jax.config import Experiment, Record
 from dqn_jax.envs import Environment, EnvParams, Running, TimeStep, eval_env_of, reset_key, seeds_of
+from dqn_jax.exploration import at_random
 from dqn_jax.networks import Network
 from dqn_jax.types import Params
 
@@ -87,7 +88,7 @@ def evaluator_of(config: Experiment, env: Environment, network: Network) -> Eval
 
 
 def make_evaluate(
-    env: Environment, network: Network, num_episodes: int, max_steps: int | None = None
+    env: Environment, network: Network, num_episodes: int, max_steps: int | None = None, epsilon: float = 0.0
 ) -> Callable[..., Evaluation]:
     """Builds a function that plays whole episodes.
 
@@ -96,6 +97,7 @@ def make_evaluate(
       network: the Q-network.
       num_episodes: E, played side by side.
       max_steps: cap on an episode's steps; None takes the environment's time limit.
+      epsilon: probability of an action at random, above 0 not quite greedy.
 
     Returns:
       `evaluate(key, params, env_params=the environment's) -> Evaluation`; not traceable where the environment is on the host.
@@ -106,8 +108,11 @@ def make_evaluate(
     @steps.compiled
     def choose(params: Params, streams: jax.Array, time: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(stream: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            _, env_key = jax.random.split(jax.random.fold_in(stream, time))
-            return jnp.argmax(network.apply(params, obs, None).q_values), env_key
+            action_key, env_key = jax.random.split(jax.random.fold_in(stream, time))
+            action = jnp.argmax(network.apply(params, obs, None).q_values)
+            if epsilon:
+                action = at_random(action_key, env.spec.num_actions, jnp.float32(epsilon), action.astype(jnp.int32))
+            return action, env_key
 
         return jax.vmap(one)(streams, obs)
 

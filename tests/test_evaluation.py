@@ -100,6 +100,15 @@ def test_one_environment_is_each_seeds_mean_and_what_was_cut_short():
     assert {name: values.tolist() for name, values in described.items()} == {"eval_return": [2.0, 7.0]}
 
 
+def test_actions_at_random_are_as_many_as_epsilon_says():
+    plays = [jax.jit(make_evaluate(SCRIPT, LINEAR, 1000, epsilon=epsilon)) for epsilon in (0.0, 0.5, 1.0)]
+    greedy, half, all_random = (play(jax.random.key(0), PREFERS_1) for play in plays)
+    # An action 0 costs a half; a random one is 0 half of the time. About 3500 steps tell the share to 0.01.
+    for result, share in ((half, 0.25), (all_random, 0.5)):
+        np.testing.assert_array_equal(result.lengths, greedy.lengths)
+        assert abs(2 * float(jnp.sum(greedy.returns - result.returns) / jnp.sum(greedy.lengths)) - share) < 0.03
+
+
 def test_random_cartpole():
     """The mean length of a random episode is 22.27, from 200,000 episodes of a simulation in plain numpy.
 
