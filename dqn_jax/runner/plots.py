@@ -128,12 +128,13 @@ def draw_run(run_dir: Path) -> list[Path]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure.
+    """Writes a figure, in a new directory if need be.
 
     Raises:
       InputError: where it cannot be written, or not as a file of that name.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
