@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-JOBS = ("data_parallel", "parameter_server", "actor_learner", "federated", "reference")
+JOBS = ("data_parallel", "parameter_server", "actor_learner", "federated", "reference", "plot", "compare")
 
 
 def main() -> int:
