@@ -30,8 +30,11 @@ VALUES = {
     '$(hostname | grep -o "[0-9]*$")': "0",
 }
 LAUNCHED = re.compile(r"python -m dqn_jax\.runner\.launch --num-processes (\d+) (.*)")
-# Programs that take one directory and no flag.
-OF_A_DIRECTORY = re.compile(r"python (-m dqn_jax\.runner\.plots|experiments/studies/federated_table\.py) [^-\s]\S*")
+# A program that takes one directory and no flag.
+OF_A_DIRECTORY = re.compile(r"python experiments/studies/federated_table\.py [^-\s]\S*")
+
+
+OF_PLAY = ("--gif", "--env-params", "--epsilon", "--episodes", "--seeds", "--client")
 
 
 class Accepted(Exception):
@@ -124,7 +127,17 @@ def test_flags_in_prose_are_those_of_a_job(path):
     """Where no whole command is given: a flag of some job, or of another program that the page is about."""
     known = {flag for config in (QUICKSTART, SERVER_MODEL, APEX, HETEROGENEOUS) for flag in flags_of(config)}
     known |= {"--preset", "--config", "--help", "--debug", "--num-processes"}
-    others = {"--only-draw", "--out", "--against", "--check", "--kill-on-bad-exit", "--signal", "--num-cpus"}
+    others = {
+        "--only-draw",
+        "--out",
+        "--against",
+        "--check",
+        "--kill-on-bad-exit",
+        "--signal",
+        "--num-cpus",
+        "--threshold",
+        *OF_PLAY,
+    }
     pieces = [piece for part in path.read_text().split("```")[::2] for piece in spans(part)]
     found = {flag for piece in pieces for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", piece)}
     assert found - known - others == set()

@@ -2,33 +2,34 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from dqn_jax import runtime
-from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.command_line import exit_code_of, options
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
     """From where to where."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")] = Path("runs/latest")
     """Run directory."""
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")] = Path("policy.npz")
     """File to write; dqn_jax.load and dqn-jax play read it."""
 
 
 def copy() -> None:
     """Parses arguments, and copies the policy of the newest checkpoint."""
-    options = tyro.cli(ExportOptions, description="Writes what was trained, parameters and config alone, to one file.")
+    chosen = options(ExportOptions(), "Writes what was trained, parameters and config alone, to one file.")
     runtime.setup(1)
     # Not at the top: these start jax.
     from dqn_jax.play.load import policy_file
     from dqn_jax.runner.policy import copy_policy
 
-    policy = copy_policy(policy_file(options.source), options.file)
-    print(f"{options.file}: {len(policy.arrays)} arrays of parameters, and the config")
+    policy = copy_policy(policy_file(chosen.source), chosen.file)
+    print(f"{chosen.file}: {len(policy.arrays)} arrays of parameters, and the config")
 
 
 def main() -> int:

@@ -2,19 +2,20 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from dqn_jax import runtime
 from dqn_jax.config import require
-from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.command_line import exit_code_of, options
 
 
 @dataclasses.dataclass(frozen=True)
 class PlayOptions:
     """What is played, how, and whether it is drawn."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR|FILE")] = Path("runs/latest")
     """Run directory, or a file that dqn-jax export wrote."""
     episodes: int | None = None
     """Episodes of each seed; None takes as many as the run's evaluations: then returns are those of its last one."""
@@ -36,7 +37,7 @@ class PlayOptions:
 
 def show() -> None:
     """Parses flags, loads, plays, and prints a line for each seed."""
-    options = tyro.cli(PlayOptions, description="Plays what was trained.")
+    chosen = options(PlayOptions(), "Plays what was trained.")
     runtime.setup(1)
     # Not at the top: these start jax.
     import numpy as np
@@ -45,19 +46,19 @@ def show() -> None:
     from dqn_jax.play.load import load
     from dqn_jax.runner.gif import write_gif
 
-    seeds = options.seeds or load(options.source, client=options.client).config.seeds
-    policies = [with_env_params(load(options.source, seed, options.client), options.env_params) for seed in seeds]
+    seeds = chosen.seeds or load(chosen.source, client=chosen.client).config.seeds
+    policies = [with_env_params(load(chosen.source, seed, chosen.client), chosen.env_params) for seed in seeds]
     config = policies[0].config
-    result = play(policies, options.episodes or config.runner.eval_episodes, options.epsilon)
+    result = play(policies, chosen.episodes or config.runner.eval_episodes, chosen.epsilon)
     for seed, returns, finished in zip(seeds, np.asarray(result.returns), np.asarray(result.finished), strict=True):
         spread = f"{returns.min():g} to {returns.max():g}"
         cut = "" if finished.all() else f", {np.sum(~finished)} of them cut short"
         print(f"seed {seed}: return {returns.mean():.1f} ({len(returns)} episode(s), {spread}{cut})")
     print(f"{config.env}: return {np.mean(result.returns):.1f} of {len(policies)} seed(s)")
-    if options.gif is not None:
-        pictures, per_second, episode = film(policies[0], options.epsilon)
-        write_gif(options.gif, pictures, per_second)
-        print(f"{options.gif}: {len(pictures)} pictures of seed {seeds[0]}'s first episode, return {episode.returns[0]:g}")
+    if chosen.gif is not None:
+        pictures, per_second, episode = film(policies[0], chosen.epsilon)
+        write_gif(chosen.gif, pictures, per_second)
+        print(f"{chosen.gif}: {len(pictures)} pictures of seed {seeds[0]}'s first episode, return {episode.returns[0]:g}")
 
 
 def main() -> int:

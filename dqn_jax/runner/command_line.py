@@ -146,6 +146,8 @@ def options(start: Options, description: str, args: Sequence[str] | None = None)
             config, unknown = tyro.cli(
                 type(start), default=start, args=args, description=description, return_unknown_args=True, registry=_REGISTRY
             )
+    except InputError as error:
+        raise InputError(with_flags(str(error), start)) from error
     except SystemExit as ended:
         if ended.code:
             raise InputError(_sentence(said.getvalue())) from None
@@ -218,7 +220,7 @@ def _all_flags(config: Any) -> list[str]:
     return [*map(_flag, values), *negated, "--preset", "--config", _DEBUG]
 
 
-def with_flags(message: str, config: Experiment) -> str:
+def with_flags(message: str, config: Any) -> str:
     """Names flags instead of fields: `--agent.learning-rate` for agent.learning_rate.
 
     A name of one word is a flag only at the beginning, as in "env is 'x'": elsewhere it is a word.

@@ -143,10 +143,6 @@ def end_now(status: int = 1) -> NoReturn:
 
 
 def _end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> NoReturn:
-    if issubclass(kind, KeyboardInterrupt):
-        # Before training or after a second Ctrl-C: a first one while training is a request to stop, which saves.
-        print("interrupted, nothing is saved", file=sys.stderr)
-        end_now(128 + signal.SIGINT)
     sys.__excepthook__(kind, error, trace)
     end_now()
 

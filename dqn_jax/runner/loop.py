@@ -24,7 +24,7 @@ from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.lock import locked
 from dqn_jax.runner.milestones import milestones
 from dqn_jax.runner.plots import draw_run
-from dqn_jax.runner.progress import Display
+from dqn_jax.runner.progress import Display, describe_end
 from dqn_jax.runner.records import ALONE, CHECKPOINTS, jsonable, open_records, read_metrics
 from dqn_jax.runner.signals import Stopped, StopRequest
 from dqn_jax.runner.statistics import bootstrap_ci95, interquartile_mean
@@ -312,6 +312,7 @@ class _Run:
         summary = jsonable(summary)
         self.records.write_summary(summary)
         draw_run(self.run_dir)
+        print(describe_end(summary, self.run_dir), flush=True)
         return summary
 
 

@@ -1,16 +1,13 @@
-"""Figures drawn from a run directory's files, without training again: `python -m dqn_jax.runner.plots RUN_DIR`."""
+"""Figures drawn from a run directory's files, without training again. Not here: how files are read (reading)."""
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dqn_jax.config import Record
-from dqn_jax.runner.config_file import CONFIG
-from dqn_jax.runner.records import read_metrics, read_returns
+from dqn_jax.config import InputError, Record
+from dqn_jax.runner.reading import RunFiles, read_run
 from dqn_jax.runner.statistics import bootstrap_ci95
 
 LEARNING_CURVE = "learning_curve.png"
@@ -40,17 +37,15 @@ def curves(rows: list[Record], unit: str) -> dict[tuple[str, str], tuple[np.ndar
     return result
 
 
-def learning_curve(run_dir: Path) -> Figure:
+def learning_curve(run: RunFiles) -> Figure:
     """Draws the greedy return, mean with 95% bootstrap band and each seed, and the training return (dotted)."""
-    config = json.loads((run_dir / CONFIG).read_text())
-    metrics = read_metrics(run_dir)
-    unit = "rounds" if "rounds" in metrics[0] else "frames"
-    evaluations = curves(read_returns(run_dir), unit)
+    config, unit, metrics = run.config, run.unit, run.metrics
+    evaluations = curves(run.returns, unit)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (kind, (times, greedy)) in enumerate(evaluations.items()):
         band(axes, times, greedy, f"C{number if number == 0 else number + 1}", _LABELS[kind], thin=number == 0)
-    training = np.array([[np.nan if value is None else value for value in line["return"]] for line in metrics])
+    training = _numbers(metrics, "return")
     seen = ~np.isnan(training).all(axis=1)
     training_times = np.array([line[unit] for line in metrics])
     axes.plot(
@@ -84,19 +79,18 @@ def band(axes: Axes, times: np.ndarray, values: np.ndarray, color: str, label: s
     axes.plot(times, values.mean(axis=0), color=color, linewidth=2 if thin else 1.2, marker="o", markersize=3, label=label)
 
 
-def clients_figure(run_dir: Path) -> Figure:
-    """Draws for a federated run: the federation's greedy return at each client over the rounds, and the clients' drift.
+def clients_figure(run: RunFiles) -> Figure:
+    """Draws for a federated run that was evaluated: its greedy return at each client over the rounds, and the clients' drift.
 
     Clients of all seeds are rows, the worst at the end of the run at the bottom.
     """
     cells: dict[tuple[int, int], dict[int, float]] = {}
-    for row in read_returns(run_dir):
+    for row in run.returns:
         if row["policy"] in ("global", "personal") and row["split"] == "seen":
             cells.setdefault((row["seed"], row["client"]), {})[row["rounds"]] = row["return"]
     rounds = sorted(next(iter(cells.values())))
     grid = np.array(sorted(([of[at] for at in rounds] for of in cells.values()), key=lambda line: line[-1]))
-    metrics = read_metrics(run_dir)
-    drift = np.array([[np.nan if value is None else value for value in line["drift"]] for line in metrics])
+    drift = _numbers(run.metrics, "drift")
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -105,7 +99,7 @@ def clients_figure(run_dir: Path) -> Figure:
     figure.colorbar(image, ax=left, label="greedy return")
     left.set(xlabel="rounds", ylabel="client, of all seeds", title="the federation's policy at each client")
     known = ~np.isnan(drift).any(axis=1)
-    times = np.array([line["rounds"] for line in metrics])
+    times = np.array([line["rounds"] for line in run.metrics])
     band(right, times[known], drift[known].T, "C0", "mean over seeds", thin=True)
     right.set(xlabel="rounds", ylabel="L2 distance", title="drift: clients' updates from the merged one", ylim=(0, None))
     right.grid(alpha=0.3)
@@ -113,17 +107,35 @@ def clients_figure(run_dir: Path) -> Figure:
     return figure
 
 
+def _numbers(metrics: list[Record], name: str) -> np.ndarray:
+    """Returns one name of all lines, [T, S], null as NaN."""
+    return np.array([line[name] for line in metrics], float)
+
+
 def draw_run(run_dir: Path) -> list[Path]:
-    """Draws the figures of a run directory into it and returns their paths."""
+    """Draws the figures of a run directory into it and returns their paths.
+
+    Raises:
+      InputError: as `read_run`, and where they cannot be written.
+    """
+    run = read_run(run_dir)
     figures = {LEARNING_CURVE: learning_curve}
-    if "drift" in read_metrics(run_dir)[0]:
+    if all("drift" in line for line in run.metrics) and run.returns:
         figures[CLIENTS] = clients_figure
     for name, draw in figures.items():
-        draw(run_dir).savefig(run_dir / name, dpi=150)
+        save(draw(run), run_dir / name)
     return [run_dir / name for name in figures]
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m dqn_jax.runner.plots RUN_DIR")
-    print(*draw_run(Path(sys.argv[1])), sep="\n")
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure, in a new directory if need be.
+
+    Raises:
+      InputError: where it cannot be written, or not as a file of that name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be written ({reason}): name another file") from None

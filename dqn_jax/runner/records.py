@@ -193,16 +193,24 @@ def read_metrics(run_dir: Path) -> list[Record]:
 
 
 def read_returns(run_dir: Path) -> list[Record]:
-    """Reads the rows of `returns.csv`, counts and returns as numbers, empty `client` and `rounds` as None."""
+    """Reads the rows of `returns.csv`, as `parse_row` does each."""
     with open(run_dir / RETURNS, newline="") as file:
-        rows = list(csv.DictReader(file))
+        return [parse_row(row) for row in csv.DictReader(file)]
+
+
+def parse_row(row: dict[str, str]) -> Record:
+    """Parses a row of `returns.csv`: counts and returns as numbers, empty `client` and `rounds` as None.
+
+    Raises:
+      ValueError: where a number is none.
+    """
 
     def number(name: str, text: str) -> Any:
         if name == "return":
             return float(text)
         return text if name in ("policy", "split", "env_params") else int(text) if text else None
 
-    return [{name: number(name, text) for name, text in row.items()} for row in rows]
+    return {name: number(name, text) for name, text in row.items()}
 
 
 def provenance() -> Record:

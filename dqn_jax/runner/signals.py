@@ -22,8 +22,8 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 def ended_by_interrupts() -> Iterator[None]:
     """Ends the process at a Ctrl-C in the body, at once and with a sentence, where Python would raise KeyboardInterrupt.
 
-    Raised while a library is imported, that may be swallowed, or become a page of other errors. A `StopRequest` in the body takes
-    the first Ctrl-C of training.
+    Raised while a library is imported, that may be swallowed, or become a page of other errors. A `StopRequest` in the body
+    takes the first Ctrl-C of training.
     """
 
     def end(signum: int, _: FrameType | None) -> None:

@@ -217,7 +217,7 @@ def test_an_interrupt_before_training_is_no_failure(tmp_path):
     """Python alone would show a traceback, after jax has waited for the other process; the launcher ends that one here."""
     status, out, err = ended(started(tmp_path, INTERRUPTED))
     assert (status, out) == (128 + signal.SIGINT, "")
-    assert err == "interrupted, nothing is saved\n"
+    assert err == "interrupted: nothing is saved since the last checkpoint\n"
 
 
 LATE = """

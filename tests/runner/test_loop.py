@@ -22,6 +22,7 @@ from dqn_jax.runner import checkpoint, loop
 from dqn_jax.runner.config_file import CONFIG
 from dqn_jax.runner.lock import LOCK
 from dqn_jax.runner.plots import draw_run, learning_curve
+from dqn_jax.runner.reading import read_run
 from dqn_jax.runner.records import METRICS, RETURNS, SUMMARY, jsonable, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
 from dqn_jax.types import Driver
@@ -283,7 +284,7 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
         np.testing.assert_allclose(list(by_seed.values()), by_frames[frames][0], rtol=1e-6)
     assert (tmp_path / RETURNS).read_text().splitlines()[1].startswith("7,global,seen,0,{},,25,8,")
     assert "fake:0, fake:1" in (out := capsys.readouterr().out)
-    assert out.count("greedy return") == 4
+    assert (out.count(" left  "), out.count(f"watch it: dqn-jax play {tmp_path}\n")) == (4, 1)
 
     # Figures redraw from the files alone.
     shutil.rmtree(tmp_path / "checkpoints")
@@ -292,7 +293,7 @@ def test_a_run_directory_is_complete(tmp_path, plotted, capsys):
     (tmp_path / "learning_curve.png").unlink()
     assert draw_run(tmp_path) == [tmp_path / "learning_curve.png"]
     assert (tmp_path / "learning_curve.png").read_bytes() == picture
-    curves = {line.get_label(): line for line in learning_curve(tmp_path).axes[0].lines}
+    curves = {line.get_label(): line for line in learning_curve(read_run(tmp_path)).axes[0].lines}
     mean = curves["greedy, mean over seeds"]
     assert mean.get_xdata().tolist() == [25, 55, 75, 105]
     np.testing.assert_allclose(mean.get_ydata(), [by_frames[frames][0].mean() for frames in (25, 55, 75, 105)], rtol=1e-6)

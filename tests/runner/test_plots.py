@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from dqn_jax.config import InputError
 from dqn_jax.runner.plots import clients_figure, curves, draw_run, learning_curve
+from dqn_jax.runner.reading import read_run
 from dqn_jax.runner.records import Records
 
 # Seeds 5 and 6 of two clients each, played after rounds 2 and 6 where they train and on one held-out environment.
@@ -35,13 +37,19 @@ def rows_of(returns) -> list[dict]:
     ]
 
 
+def write(run_dir, rows):
+    records = Records(run_dir, resume=False)
+    federated = {"num_clients": 2, "local_steps": 7}
+    records.write_config({"env": "CartPole-v1", "num_seeds": 2, "rounds": 6, "federated": federated})
+    for rounds in (2, 4, 6):
+        line = {"rounds": rounds, "return": TRAINING[rounds], "eval_return": None, "drift": DRIFT[rounds], "wall_seconds": 1.0}
+        records.append_metrics(line)
+    records.append_returns(rows)
+
+
 @pytest.fixture
 def run_dir(tmp_path):
-    records = Records(tmp_path, resume=False)
-    records.write_config({"env": "CartPole-v1", "federated": {"num_clients": 2, "local_steps": 7}})
-    for rounds in (2, 4, 6):
-        records.append_metrics({"rounds": rounds, "return": TRAINING[rounds], "drift": DRIFT[rounds]})
-    records.append_returns(rows_of(RETURNS))
+    write(tmp_path, rows_of(RETURNS))
     return tmp_path
 
 
@@ -66,7 +74,7 @@ def test_curves_are_means_over_environments_by_seed_and_time():
 
 
 def test_the_learning_curve_has_a_line_for_each_kind_of_environment(run_dir):
-    (axes,) = learning_curve(run_dir).axes
+    (axes,) = learning_curve(read_run(run_dir)).axes
     assert axes.get_xlabel() == "rounds"
     assert "2 clients, K = 7" in axes.get_title()
     assert "2 seeds" in axes.get_title()
@@ -81,7 +89,7 @@ def test_the_learning_curve_has_a_line_for_each_kind_of_environment(run_dir):
 
 
 def test_clients_are_rows_from_worst_to_best_at_the_end(run_dir):
-    figure = clients_figure(run_dir)
+    figure = clients_figure(read_run(run_dir))
     (image,) = figure.axes[0].collections
     assert np.asarray(image.get_array()).tolist() == [[12.0, 20.0], [14.0, 30.0], [10.0, 40.0], [20.0, 60.0]]
     # A colour stands for the rounds since the evaluation before.
@@ -92,13 +100,9 @@ def test_clients_are_rows_from_worst_to_best_at_the_end(run_dir):
 
 def test_personal_policies_are_drawn_in_place_of_the_one(tmp_path):
     rows = [row | {"policy": "personal"} for row in rows_of({kind: RETURNS[kind] for kind in RETURNS if kind[0] == "seen"})]
-    records = Records(tmp_path, resume=False)
-    records.write_config({"env": "CartPole-v1", "federated": {"num_clients": 2, "local_steps": 7}})
-    for rounds in (2, 4, 6):
-        records.append_metrics({"rounds": rounds, "return": TRAINING[rounds], "drift": DRIFT[rounds]})
-    records.append_returns(rows)
-    assert "greedy, each client's policy where it trains" in lines_of(learning_curve(tmp_path).axes[0])
-    (image,) = clients_figure(tmp_path).axes[0].collections
+    write(tmp_path, rows)
+    assert "greedy, each client's policy where it trains" in lines_of(learning_curve(read_run(tmp_path)).axes[0])
+    (image,) = clients_figure(read_run(tmp_path)).axes[0].collections
     assert np.asarray(image.get_array()).tolist() == [[12.0, 20.0], [14.0, 30.0], [10.0, 40.0], [20.0, 60.0]]
 
 
@@ -106,3 +110,15 @@ def test_a_federated_run_is_drawn_into_two_files(run_dir):
     paths = draw_run(run_dir)
     assert paths == [run_dir / "learning_curve.png", run_dir / "clients.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_a_run_without_an_evaluation_has_its_training_curve(tmp_path):
+    write(tmp_path, [])
+    assert draw_run(tmp_path) == [tmp_path / "learning_curve.png"]
+    assert list(lines_of(learning_curve(read_run(tmp_path)).axes[0])) == ["while training (exploring)"]
+
+
+def test_a_figure_that_cannot_be_written_is_named(run_dir):
+    (run_dir / "clients.png").mkdir()
+    with pytest.raises(InputError, match=r"clients\.png cannot be written \(Is a directory\): name another file"):
+        draw_run(run_dir)
