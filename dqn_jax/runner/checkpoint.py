@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ MANIFEST = "manifest.json"
 _MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold", "patience", "ray_address")
 """What is no part of the state, and changes nothing before the checkpoint."""
 NUMBERS = tuple(f"agent.{name}" for name in AgentConfig.NUMBERS)
+_REMEDY = "move this checkpoint away to go on from the one before it"
+_BODY: dict[str, Any] = {"progress": dict, "config": dict, "leaves": list, "arrays_sha256": (list, str)}
+"""Entries of a manifest, and their types: one text for all arrays was an older version's."""
 _NAMES = ("agent.loss", "agent.exploration")
 """Names of parts whose numbers, after a colon, are in the state too."""
 
@@ -69,14 +73,25 @@ class Checkpoint:
             pairs = itertools.zip_longest(self.leaves, expected)
             saved, wanted = next((_words(saved), _words(wanted)) for saved, wanted in pairs if saved != wanted)
             raise InputError(f"{self.path} has {saved} where this program has {wanted}: resume with the version that wrote it")
-        with np.load(self.path / _own_arrays()) as arrays:
-            values = [arrays[f"arr_{index}"] for index in range(len(expected))]
+        values = self._arrays(len(expected))
         leaves, structure = jax.tree.flatten(template)
+        wrong = [leaf for leaf, value, like in zip(expected, values, leaves, strict=True) if not _is_like(value, like)]
+        if wrong:
+            raise InputError(f"{self.path} has another {_words(wrong[0])} than its {MANIFEST} says: {_REMEDY}")
         restored = [_to_device(value, like) for value, like in zip(values, leaves, strict=True)]
         if new_numbers:
             names = [leaf["name"] for leaf in expected]
             restored = [new if _is_number(name) else old for name, new, old in zip(names, leaves, restored, strict=True)]
         return jax.tree.unflatten(structure, restored)
+
+    def _arrays(self, number: int) -> list[np.ndarray]:
+        """Reads this process's leaves."""
+        name = _own_arrays()
+        try:
+            with np.load(self.path / name, allow_pickle=False) as arrays:
+                return [arrays[f"arr_{index}"] for index in range(number)]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path / name} cannot be read ({type(error).__name__}): {_REMEDY}") from None
 
 
 def save(
@@ -209,10 +224,13 @@ def _read_manifest(path: Path) -> Record:
         manifest = json.loads((path / MANIFEST).read_text())
         body = manifest["body"]
         intact = manifest["sha256"] == _sha256(json.dumps(body).encode())
+        whole = all(isinstance(body[name], kind) for name, kind in _BODY.items())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} cannot be read: {type(error).__name__})") from None
     if not intact:
         raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} is not what was written)")
+    if not (whole and all(isinstance(leaf, dict) and leaf.keys() == {"name", "shape", "dtype"} for leaf in body["leaves"])):
+        raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST} is not a checkpoint's)")
     return body
 
 
@@ -273,6 +291,12 @@ def _describe(path: Any, leaf: jax.Array) -> Record:
 
 def _words(leaf: Record | None) -> str:
     return "{name} {dtype} {shape}".format(**leaf) if leaf else "nothing"
+
+
+def _is_like(value: np.ndarray, leaf: jax.Array) -> bool:
+    """Tells whether a saved array has the shape and dtype of what a leaf is saved as."""
+    like = jax.eval_shape(jax.random.key_data, leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return value.shape == like.shape and value.dtype == like.dtype
 
 
 def _to_host(leaf: jax.Array) -> np.ndarray:

@@ -5,10 +5,12 @@ Not here: what a step of training is (the driver), what files look like (records
 Shapes: S seeds, E episodes.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,9 @@ def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> Record:
     Raises:
       InputError: for a run directory that another run uses, or that cannot be used, or such a checkpoint; no result on disk has
         changed then.
-      Stopped: after SIGINT or SIGTERM, once the state is saved.
+      Stopped: after SIGINT, SIGTERM or SIGHUP, once the state is saved.
       TrainingError: naming the learners, if the driver reports a problem, as parameters that are not finite (that state is
-        never saved), or if its own check of its state fails.
+        never saved), if its own check of its state fails, or if the disk is full.
     """
     try:
         with peers.together(), locked(config.run_dir):
@@ -97,8 +99,11 @@ class _Run:
         self.last_saved = self.found.path if self.found else None
         begin = {"done": driver.initial, "frames": [driver.initial_frames] * len(self.seeds), "updates": [0] * len(self.seeds)}
         saved: Record = dict(self.found.progress) if self.found else begin | {"marks": {}}
-        self.marks = saved.pop("marks")
-        self.progress = _Progress(**saved)
+        try:
+            self.marks = saved.pop("marks")
+            self.progress = _Progress(**saved)
+        except (KeyError, TypeError):
+            raise InputError(f"{self.last_saved} was written by another version: resume with that one") from None
         if self.changes:
             self.progress.history = [*self.progress.history, {driver.unit: self.progress.done, **self.changes}]
         self.elapsed_before = self.progress.wall_seconds
@@ -147,7 +152,8 @@ class _Run:
                     line = self._line(info)
                     if _crossed(runner.eval_every, before, self.progress.done):
                         line |= self._evaluation(state)
-                    self.records.append_metrics(line)
+                    with self._on_disk():
+                        self.records.append_metrics(line)
                     display.update(line)
                     self._refuse(self.driver.problem(info))
                     finished = self.progress.done >= self.config.budget
@@ -163,8 +169,20 @@ class _Run:
         if self.found is not None:
             state = self.found.restore(state, new_numbers=bool(self.changes))
         peers.agreed(lambda: self.records.cut(self.marks), "run directory")
-        self.records.write_config(self.config_dict, self.progress.history)
+        with self._on_disk():
+            self.records.write_config(self.config_dict, self.progress.history)
         return state
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Raises TrainingError where the body cannot write, as on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self.run_dir
+            raise TrainingError(
+                f"after {self._position()}, {where} cannot be written ({error.strerror}); {self._way_back()}"
+            ) from error
 
     def _greet(self, display: Display) -> None:
         for problem in self.problems:
@@ -241,39 +259,43 @@ class _Run:
     def _write_returns(self, returns: np.ndarray) -> None:
         rounds = self.progress.done if self.driver.unit == "rounds" else ""
         counts = zip(self.seeds, self.progress.frames, self.progress.updates, self.evaluator.columns, returns, strict=True)
-        self.records.append_returns(
-            [
-                {
-                    **ALONE,
-                    **column,
-                    "seed": seed,
-                    "env_params": json.dumps(column["env_params"]),
-                    "rounds": rounds,
-                    "frames": frames,
-                    "updates": updates,
-                    "return": float(value),
-                }
-                for seed, frames, updates, columns, values in counts
-                for column, value in zip(columns, values, strict=True)
-            ]
-        )
+        rows = [
+            {
+                **ALONE,
+                **column,
+                "seed": seed,
+                "env_params": json.dumps(column["env_params"]),
+                "rounds": rounds,
+                "frames": frames,
+                "updates": updates,
+                "return": float(value),
+            }
+            for seed, frames, updates, columns, values in counts
+            for column, value in zip(columns, values, strict=True)
+        ]
+        with self._on_disk():
+            self.records.append_returns(rows)
 
     def _refuse(self, problem: str | None) -> None:
         if problem is None:
             return
+        raise TrainingError(f"after {self._position()}, {problem}; {self._way_back()}")
+
+    def _way_back(self) -> str:
         good = f"--resume goes on from the last good checkpoint, {self.last_saved}"
-        kept = good if self.last_saved else "no checkpoint had been saved yet"
-        raise TrainingError(f"after {self._position()}, {problem}; {kept}")
+        return good if self.last_saved else "no checkpoint had been saved yet"
 
     def _save(self, state: Any) -> Path:
         peers.agreed(lambda: self.driver.check(state), "check before a checkpoint")
         params = self.driver.params(state)
         peers.check_equal(lambda: params, "parameters")
         self.progress.wall_seconds = self._elapsed()
-        progress = dataclasses.asdict(self.progress) | {"marks": self.records.marks()}
-        keep = self.config.runner.keep_checkpoints
-        self.last_saved = checkpoint.save(self.checkpoints, state, params, self.progress.done, progress, self.config_dict, keep)
-        return self.last_saved
+        progress, keep = dataclasses.asdict(self.progress), self.config.runner.keep_checkpoints
+        with self._on_disk():
+            progress["marks"] = self.records.marks()
+            saved = checkpoint.save(self.checkpoints, state, params, self.progress.done, progress, self.config_dict, keep)
+        self.last_saved = saved
+        return saved
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.started
@@ -310,8 +332,9 @@ class _Run:
             "devices": list(self.driver.devices),
         }
         summary = jsonable(summary)
-        self.records.write_summary(summary)
-        draw_run(self.run_dir)
+        with self._on_disk():
+            self.records.write_summary(summary)
+            draw_run(self.run_dir)
         print(describe_end(summary, self.run_dir), flush=True)
         return summary
 

@@ -1,5 +1,6 @@
 """Proves that a checkpoint comes back bit for bit, or is refused in a short sentence and the one before it is used."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -218,6 +219,58 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path, template, words):
         found.restore(template)
     assert [word for word in (*words, "step_000000000010") if word not in str(refused.value)] == []
     assert "\n" not in str(refused.value)
+
+
+def rewritten(path, change):
+    """Writes a checkpoint's manifest anew, its own digest right, with a body that `change` makes of its body."""
+    manifest = path / MANIFEST
+    body = change(json.loads(manifest.read_text())["body"])
+    manifest.write_text(json.dumps({"sha256": hashlib.sha256(json.dumps(body).encode()).hexdigest(), "body": body}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: [body],
+        lambda body: "body",
+        *(lambda body, name=name: {key: body[key] for key in body if key != name} for name in ("progress", "config", "leaves")),
+        lambda body: body | {"progress": [1]},
+        lambda body: body | {"config": None},
+        lambda body: body | {"leaves": {"name": 1}},
+        lambda body: body | {"leaves": [{"name": "x"}]},
+        lambda body: body | {"arrays_sha256": None},
+    ],
+)
+def test_a_manifest_of_something_else_is_damage(tmp_path, change):
+    """Its digest is right: somebody wrote it so."""
+    older, newer = save_at(tmp_path, 10, 20)
+    rewritten(newer, change)
+    with pytest.raises(DamagedCheckpoint, match=r"^step_000000000020 is damaged \(manifest\.json "):
+        read(newer)
+    assert newest_valid(tmp_path)[0].path == older
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ((np.array([{"a": 1}], object), np.zeros(2, np.uint32)), r"arrays-0\.npz cannot be read \(ValueError\)"),
+        ((np.zeros(3, np.float32),), r"arrays-0\.npz cannot be read \(KeyError\)"),
+        ((np.zeros(2, np.uint32), np.zeros(4, np.float32)), r"has another \['x'\] float32 \[3\] than its manifest"),
+        ((np.zeros(2, np.uint32), np.zeros(3)), r"has another \['x'\] float32 \[3\] than its manifest"),
+        ((np.zeros(3, np.uint32), np.zeros(3, np.float32)), r"has another \['key'\] key<fry> \[\] than its manifest"),
+        (None, r"arrays-0\.npz cannot be read \(ValueError\)"),
+    ],
+)
+def test_arrays_that_are_not_the_manifests_are_refused_and_never_unpickled(tmp_path, arrays, sentence):
+    (path,) = save_at(tmp_path, 10)
+    if arrays is None:
+        (path / ARRAYS).write_bytes(b"not an archive")
+    else:
+        np.savez(path / ARRAYS, *arrays)
+    digest = hashlib.sha256((path / ARRAYS).read_bytes()).hexdigest()
+    rewritten(path, lambda body: body | {"arrays_sha256": [digest]})
+    with pytest.raises(InputError, match=f"{sentence}.*: move this checkpoint away to go on from the one before it$"):
+        read(path).restore(small_state())
 
 
 def test_a_changed_config_is_refused_field_by_field():

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +25,7 @@ from dqn_jax.runner.config_file import CONFIG
 from dqn_jax.runner.lock import LOCK
 from dqn_jax.runner.plots import draw_run, learning_curve
 from dqn_jax.runner.reading import read_run
-from dqn_jax.runner.records import METRICS, RETURNS, SUMMARY, jsonable, read_metrics, read_returns
+from dqn_jax.runner.records import METRICS, RETURNS, SUMMARY, Records, jsonable, read_metrics, read_returns
 from dqn_jax.runner.signals import Stopped
 from dqn_jax.types import Driver
 
@@ -172,7 +174,8 @@ def signals():
     """Signals that the loop did not keep to itself. Without it, one that slips through would end the tests."""
     seen: list[int] = []
     previous = {
-        signum: signal.signal(signum, lambda signum, _: seen.append(signum)) for signum in (signal.SIGINT, signal.SIGTERM)
+        signum: signal.signal(signum, lambda signum, _: seen.append(signum))
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     yield seen
     for signum, handler in previous.items():
@@ -357,7 +360,7 @@ def test_a_state_that_fails_the_drivers_check_is_never_saved(tmp_path):
     assert not (tmp_path / SUMMARY).exists()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("chunk", [0, 1, 3, 4, 9])
 def test_a_stopped_run_resumed_is_the_one_never_stopped(tmp_path, signals, uninterrupted, signum, chunk):
     """In the start, before anything is saved, in a chunk that is saved anyway, in one that is not."""
@@ -376,6 +379,64 @@ def test_a_stopped_run_resumed_is_the_one_never_stopped(tmp_path, signals, unint
 
     loop.run(fake_driver(), config_of(tmp_path, resume=True), EVALUATOR)
     assert results(tmp_path) == uninterrupted
+
+
+def test_a_hang_up_that_is_ignored_stays_so(tmp_path, signals, uninterrupted):
+    """As by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    loop.run(fake_driver({4: lambda: os.kill(os.getpid(), signal.SIGHUP)}), config_of(tmp_path), EVALUATOR)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert results(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "frames", "way_back"),
+    [
+        ("Records.write_config", 1, 5, "no checkpoint had been saved yet"),
+        ("Records.append_metrics", 5, 55, "step_000000000035"),
+        ("Records.append_returns", 3, 75, "step_000000000065"),
+        ("Records.marks", 2, 65, "step_000000000035"),
+        ("Records.write_summary", 1, 105, "step_000000000105"),
+        ("checkpoint.np.savez", 3, 65, "step_000000000035"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    tmp_path, monkeypatch, uninterrupted, function, call, frames, way_back
+):
+    """At one call of what writes; the policy in a checkpoint is written by the same function as its arrays."""
+    room, *_, name = function.split(".")
+    place = {"Records": Records, "checkpoint": checkpoint.np}[room]
+    usual, calls = getattr(place, name), []
+
+    def full(*args, **options):
+        calls.append(name)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return usual(*args, **options)
+
+    monkeypatch.setattr(place, name, full)
+    with pytest.raises(TrainingError) as refused:
+        loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
+    monkeypatch.setattr(place, name, usual)
+    message = str(refused.value)
+    assert message.startswith(f"after {frames} frames, {tmp_path} cannot be written (No space left on device); ")
+    assert message.endswith(way_back)
+    loop.run(fake_driver(), config_of(tmp_path, resume=True), EVALUATOR)
+    assert results(tmp_path) == uninterrupted
+
+
+def test_a_checkpoint_without_a_runs_progress_is_refused(tmp_path):
+    loop.run(fake_driver(), config_of(tmp_path), EVALUATOR)
+    manifest = sorted((tmp_path / "checkpoints").iterdir())[-1] / checkpoint.MANIFEST
+    kept = manifest.read_text()
+    for name in ("marks", "done", "another"):
+        body = json.loads(kept)["body"]
+        if body["progress"].pop(name, None) is None:
+            body["progress"][name] = 1
+        sha256 = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+        manifest.write_text(json.dumps({"sha256": sha256, "body": body}))
+        with pytest.raises(InputError, match=r"step_000000000105 was written by another version: resume with that one$"):
+            loop.run(fake_driver(), config_of(tmp_path, resume=True, total_frames=200), EVALUATOR)
 
 
 def test_stopped_again_and_again(tmp_path, signals, uninterrupted):
