@@ -272,8 +272,11 @@ class RunnerConfig:
     """Frames (or rounds) between two checkpoints."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept."""
+    compilation_cache: bool = True
+    """Keep compiled programs in ~/.cache/dqn_jax, so that the same command starts at once the next time."""
 
     def __post_init__(self) -> None:
+        check_choices("runner.", self)
         check_whole("runner.", self, "log_every", "eval_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
         if self.eval_wrappers is not None:
             check_texts("runner.", self, "eval_wrappers")

@@ -11,6 +11,7 @@ import tyro
 from dqn_jax import runtime
 from dqn_jax.config import Experiment, InputError, Record
 from dqn_jax.runner.command_line import exit_code_of, options
+from dqn_jax.runner.compiled import keep_compiled
 from dqn_jax.runner.config_file import CONFIG, with_values
 
 EPISODES, REPETITIONS = 32, 8
@@ -36,6 +37,7 @@ def compare() -> None:
     from dqn_jax.runner.plots import save
 
     runs = load_runs(chosen.run_dirs)
+    keep_compiled(True)
     runtime.setup(1)
     rows = table_of(runs, chosen.threshold, random_returns([run.config for run in runs]))
     save(draw_runs(runs), chosen.out)

@@ -9,6 +9,7 @@ import tyro
 from dqn_jax import runtime
 from dqn_jax.config import require
 from dqn_jax.runner.command_line import exit_code_of, options
+from dqn_jax.runner.compiled import keep_compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class PlayOptions:
 def show() -> None:
     """Parses flags, loads, plays, and prints a line for each seed."""
     chosen = options(PlayOptions(), "Plays what was trained.")
+    keep_compiled(True)
     runtime.setup(1)
     # Not at the top: these start jax.
     import numpy as np

@@ -2,10 +2,12 @@
 
 from dqn_jax import runtime
 from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
+from dqn_jax.runner.compiled import keep_compiled
 
 
 def prepare(config: ServerExperiment | ActorLearnerExperiment, num_workers: int) -> None:
     """Starts Ray, or joins its cluster, if that is the backend, and then sets up the devices."""
+    keep_compiled(config.runner.compilation_cache)
     if config.backend == "ray":
         from dqn_jax.distributed.engines import on_ray
 
