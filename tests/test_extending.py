@@ -115,8 +115,13 @@ def engine_of(config, make_job, size):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("agent", AGENTS)
-@pytest.mark.parametrize("kind", ["data_parallel", "federated", "modelled server", "server on threads", "actor_learner"])
+@pytest.mark.parametrize(
+    ("agent", "kind"),
+    [
+        *(("munchausen and noise", kind) for kind in ("data_parallel", "modelled server", "server on threads")),
+        *(("c51", kind) for kind in ("data_parallel", "federated", "actor_learner")),
+    ],
+)
 def test_in_every_way_of_training(kind, agent):
     config, from_config = experiment(kind, *AGENTS[agent])
     driver, evaluator = from_config(config)

@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk for the next start of the same command. Imports no jax, which reads the setting when it starts."""
+"""Compiled programs, kept on disk for the next start of a command. Imports no jax, which reads the setting when it starts."""
 
 import hashlib
 import os
