@@ -136,6 +136,10 @@ def test_a_short_run_is_fitted_but_for_what_flags_say(capsys):
         "fitted to 5,000 frames: --agent.learning-starts 500, --agent.epsilon-decay-frames 2500, --runner.log-every 500, "
         "--runner.checkpoint-every 2500\n",
     )
+    # What is short enough stays.
+    brief = {"a": dataclasses.replace(SHORT["first"], runner=RunnerConfig(log_every=100, eval_every=50_000))}
+    runner = RunnerConfig(log_every=100, eval_every=1000, checkpoint_every=2500)
+    assert parse(brief, "Text.", ["--total-frames", "5000"]).runner == runner
     # At least a batch, and what flags say of it.
     assert parse(SHORT, "Text.", ["--total-frames", "1e3", "--agent.batch-size", "256"]).agent.learning_starts == 256
 
@@ -193,6 +197,11 @@ def test_a_resumed_run_keeps_what_flags_do_not_say(tmp_path):
     kept = {"learning_starts": 500, "epsilon_decay_frames": 2500, "learning_rate": 1e-2}
     assert named.agent == dataclasses.replace(PRESETS["second"].agent, **kept)
     assert named.runner == expected.runner
+    # Where it is now: it may have been moved.
+    here = {"first": dataclasses.replace(SHORT["first"], run_dir=tmp_path)}
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(written | {"run_dir": "elsewhere"}))
+    assert parse(here, "Text.", ["--resume"]).run_dir == tmp_path
     # What is damaged is for the run to judge.
     (tmp_path / "config.json").write_text("{")
     assert parse(SHORT, "Text.", [*resumed, "--total-frames", "20000"]).agent == SHORT["first"].agent

@@ -559,10 +559,17 @@ def test_an_extended_run_is_the_long_run(tmp_path, uninterrupted, first_total):
     assert results(tmp_path) == uninterrupted
 
 
-def test_a_number_may_change_at_a_resume_and_is_in_the_history(tmp_path, capsys):
+def test_a_number_may_change_at_a_resume_and_is_in_the_history(tmp_path, capsys, monkeypatch):
     bad = fake_driver(finite=lambda chunk: [chunk != 6, True])
     with pytest.raises(TrainingError, match="--resume goes on"):
         loop.run(bad, config_of(tmp_path), EVALUATOR)
+    restore, taken = checkpoint.Checkpoint.restore, []
+
+    def watched(self, template, new_numbers):
+        taken.append(new_numbers)
+        return restore(self, template, new_numbers)
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "restore", watched)
     config = config_of(tmp_path, resume=True)
     slower = dataclasses.replace(config, agent=dataclasses.replace(config.agent, learning_rate=1e-4))
     capsys.readouterr()
@@ -575,6 +582,10 @@ def test_a_number_may_change_at_a_resume_and_is_in_the_history(tmp_path, capsys)
     loop.run(fake_driver(), dataclasses.replace(slower, total_frames=200), EVALUATOR)
     assert json.loads((tmp_path / CONFIG).read_text())["history"] == history
     assert "from here" not in capsys.readouterr().out
+    loop.run(fake_driver(), dataclasses.replace(config, total_frames=300), EVALUATOR)
+    history += [{"frames": 205, "agent.learning_rate": [0.0001, 0.001]}]
+    assert json.loads((tmp_path / CONFIG).read_text())["history"] == history
+    assert taken == [True, False, True]
 
 
 def test_resume_starts_where_there_is_nothing(tmp_path, uninterrupted):
