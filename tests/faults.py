@@ -16,8 +16,11 @@ some times as large. A trial is one run directory:
 Then the directory must be that of the reference, to the last bit; the reference is one of two that are compared first. Times
 are fractions, by the seed, of what the reference took: a trial that is repeated is hit at nearly the same moments, no more.
 
-Not here: the points at which a kill could do most harm (laws 8 and 9 have them by name); workers on threads and Ray, whose runs
-are not resumed to the bit; a SIGKILL of the launcher, whose processes then go on; damages to several hosts' shards (law 9).
+Runs of workers on threads and Ray are not compared to the bit: `laws/worker_faults.py` says what is done to them, and what must
+come of it.
+
+Not here: the points at which a kill could do most harm (laws 8 and 9 have them by name); a SIGKILL of the launcher; damages to
+several hosts' shards (law 9).
 """
 
 import collections
@@ -39,6 +42,7 @@ from hurry import hurry
 from laws.damaged_run import damage_all
 from laws.hit_run import Trial
 from laws.long_run import DRIVERS, Reference, make_reference, train
+from laws.worker_faults import FAULTS, WorkerTrial, train_with_workers
 from rich.console import Console
 from rich.table import Table
 
@@ -47,6 +51,8 @@ from dqn_jax.runner.records import provenance
 
 WANTED = {"kill": 20, "signal": 4, "damage": 50}
 """Of each driver."""
+WANTED_OF_WORKERS = {"threads": 10, "ray": 3}
+"""Of each fault."""
 WANTED_OF_HOSTS = {"kill": 5, "signal": 4, "damage": 0}
 FIRST = {"kill": 0, "signal": 100, "damage": 200}
 """Numbers of the trials."""
@@ -64,10 +70,10 @@ class Options:
     """JSON file to write."""
     seed: int = 0
     """Of all that is random."""
-    only: Literal["hosts", "federated", "server", "data_parallel"] | None = None
-    """One driver; None for all."""
+    only: Literal["hosts", "federated", "server", "data_parallel", "threads", "ray"] | None = None
+    """One driver, or the workers of one backend; None for all."""
     trial: int | None = None
-    """One trial of each driver; None for all."""
+    """One trial of each driver, or of each fault of workers; None for all."""
     length: float = 1.0
     """Times the usual budgets: longer runs are hit less often while they start."""
 
@@ -81,18 +87,22 @@ def main(options: Options) -> int:
     hurry()
     began = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="faults-"))
-    drivers = [options.only] if options.only else list(DRIVERS)
+    drivers = [driver for driver in DRIVERS if options.only in (driver, None)]
+    backends = [backend for backend in WANTED_OF_WORKERS if options.only in (backend, None)]
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         references = list(pool.map(lambda driver: make_reference(driver, work, options.length), drivers))
         tasks = [(reference, fault) for fault in FIRST for reference in references]
         tried = list(pool.map(lambda task: try_all(task[0], task[1], options, work), tasks))
+        tried_workers = list(pool.map(lambda backend: try_workers(backend, options, work), backends))
     results: dict[str, Any] = {
         reference.driver: {"seconds": reference.seconds, "training_seconds": reference.training_seconds}
         for reference in references
     }
     for (reference, fault), (counts, _) in zip(tasks, tried, strict=True):
         results[reference.driver][fault] = dict(sorted(counts.items()))
-    wrong = [sentence for _, sentences in tried for sentence in sentences]
+    for backend, (counts, _) in zip(backends, tried_workers, strict=True):
+        results[backend] = {fault: {} for fault in FIRST} | {"worker": dict(sorted(counts.items()))}
+    wrong = [sentence for _, sentences in [*tried, *tried_workers] for sentence in sentences]
     facts: dict[str, Any] = {"seed": options.seed, "length": options.length, "minutes": (time.monotonic() - began) / 60}
     facts |= {"differences": len(wrong), "wrong": wrong}
     print_results(results, facts)
@@ -127,12 +137,26 @@ def try_all(reference: Reference, fault: str, options: Options, work: Path) -> t
     return counts, wrong
 
 
+def try_workers(backend: str, options: Options, work: Path) -> tuple[collections.Counter, list[str]]:
+    """All trials of a backend's faults, or the one that is asked for: as `try_all`."""
+    counts: collections.Counter = collections.Counter()
+    numbers = range(WANTED_OF_WORKERS[backend]) if options.trial is None else [options.trial]
+    wrong = [
+        sentence
+        for fault in FAULTS[backend]
+        for number in numbers
+        for sentence in WorkerTrial(backend, fault, number, options.seed, work, counts).run()
+    ]
+    return counts, wrong
+
+
 def print_results(results: dict[str, Any], facts: dict[str, Any]) -> None:
     """Prints a row for each number and a column for each driver, then what is wrong."""
     table = Table("", *results)
-    for fault in FIRST:
-        for name in sorted({name for of_driver in results.values() for name in of_driver[fault]}):
-            table.add_row(f"{fault}: {name}", *(str(of_driver[fault].get(name, "")) for of_driver in results.values()))
+    for fault in (*FIRST, "worker"):
+        for name in sorted({name for of_driver in results.values() for name in of_driver.get(fault, {})}):
+            cells = (str(of_driver.get(fault, {}).get(name, "")) for of_driver in results.values())
+            table.add_row(f"{fault}: {name}", *cells)
     Console().print(table)
     print(f"{facts['minutes']:.1f} minutes, {facts['differences']} differences", *facts["wrong"], sep="\n")
 
@@ -140,4 +164,6 @@ def print_results(results: dict[str, Any], facts: dict[str, Any]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:
         sys.exit(exit_code_of(lambda: train(*sys.argv[2:])))
+    if sys.argv[1:2] == ["workers"]:
+        sys.exit(exit_code_of(lambda: train_with_workers(*sys.argv[2:])))
     sys.exit(main(tyro.cli(Options, description=(__doc__ or "").split("\n")[0])))

@@ -66,7 +66,8 @@ class WorkersExperiment(FramesExperiment):
     ray_address: str | None = None
     """A running Ray cluster; None starts one on this machine."""
     patience: float = 120.0
-    """Seconds without any result (compiling included) after which the run ends with a message."""
+    """Seconds that a worker may take for a result, from its start (compiling included), before another takes its place; the run
+    ends if nobody answers for as long."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -87,7 +87,7 @@ def join(hosts: Hosts | None) -> None:
     If the others do not start in time, the process ends with status 1 and a message.
 
     Raises:
-      InputError: in process 0, if the coordinator's port is taken.
+      InputError: in process 0, if it cannot listen at the coordinator's address.
     """
     if hosts is None:
         return
@@ -108,6 +108,8 @@ def join(hosts: Hosts | None) -> None:
             hosts.num_processes,
             hosts.process_id,
             cluster_detection_method="deactivate",
+            # By default process 0 listens on all interfaces.
+            coordinator_bind_address=hosts.coordinator,
             # Longer than ours: at the end of jax's own limit it aborts with a stack trace.
             initialization_timeout=2 * START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -148,12 +150,15 @@ def _end_at_once(kind: type[BaseException], error: BaseException, trace: Traceba
 
 
 def _check_port(hosts: Hosts) -> None:
-    """Raises InputError unless the coordinator's port is free: jax would crash."""
+    """Raises InputError unless this process can listen at the coordinator's address: jax would crash."""
+    host, _, port = hosts.coordinator.rpartition(":")
     try:
-        socket.create_server(("", int(hosts.coordinator.rpartition(":")[2]))).close()
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
     except OSError as error:
         raise InputError(
-            f"coordinator is {hosts.coordinator}, and process 0 cannot listen there ({error.strerror}): give a free port"
+            f"coordinator is {hosts.coordinator}, and process 0 cannot listen there ({error.strerror}): give an address of its "
+            "host, and a free port"
         ) from None
 
 

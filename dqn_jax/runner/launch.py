@@ -22,6 +22,7 @@ from dqn_jax.runner.signals import stop_signals
 
 GRACE_SECONDS = 5
 """Seconds that the others get to report errors once one has failed."""
+_HOST = "127.0.0.1"
 _STOPPED = tuple(128 + signum for signum in stop_signals())
 """Exit statuses of processes that were asked to stop, and saved."""
 
@@ -34,7 +35,7 @@ class Processes:
 
     def start(self, num_processes: int, command: Sequence[str]) -> None:
         """Starts `command`, a script and its flags, in `num_processes` processes."""
-        coordinator, environment = f"127.0.0.1:{_free_port()}", os.environ | {LAUNCHER: str(os.getpid())}
+        coordinator, environment = f"{_HOST}:{_free_port()}", os.environ | {LAUNCHER: str(os.getpid())}
         for process in range(num_processes):
             place = ["--coordinator", coordinator, "--num-processes", str(num_processes), "--process-id", str(process)]
             # Each in a session of its own: it would get a terminal's Ctrl-C twice, and the second one stops without saving.
@@ -72,7 +73,7 @@ def _how_it_ended(process: int, code: int) -> str:
 
 
 def _free_port() -> int:
-    with socket.create_server(("", 0)) as server:
+    with socket.create_server((_HOST, 0)) as server:
         return server.getsockname()[1]
 
 

@@ -1,6 +1,8 @@
 """Orders and results pass as promised, without any training: who counts, who is lost, who waits, and how it ends."""
 
+import math
 import threading
+import time
 from collections import deque
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from dqn_jax.config import TrainingError
 from dqn_jax.distributed import engines
+from dqn_jax.distributed.engines import silence
 from dqn_jax.distributed.engines.pool import WorkerPool
 from dqn_jax.distributed.engines.tasks import Engine, Job, Result, Task, WorkerLoop, WorkerLost
 
@@ -211,11 +214,122 @@ def test_threads_begin_one_at_a_time(threads):
 
 def test_patience_with_threads_ends(threads):
     release = threading.Event()
-    engine = threads(echo_job(lambda *_: release.wait(PATIENCE)))
+    engine = threads(echo_job(lambda state, task: task.version and release.wait(PATIENCE)))
     engine.send(0, task())
+    engine.receive(PATIENCE)
+    engine.send(0, task(1))
     with pytest.raises(TrainingError, match=r"^no worker has answered for 0\.05 seconds: raise --patience if .*$"):
         engine.receive(0.05)
     release.set()
+
+
+@pytest.mark.parametrize("late", ["result", "error"])
+def test_a_frozen_thread_is_replaced_and_what_comes_of_it_late_is_dropped(threads, capsys, late):
+    asleep, wake = threading.Event(), threading.Event()
+
+    def work(state, task):
+        if task.version == 7:
+            asleep.set()
+            wake.wait(PATIENCE)
+            if late == "error":
+                raise ArithmeticError("nobody hears this")
+
+    pool = WorkerPool(threads(echo_job(work)), NOBODY, NOBODY, PATIENCE)
+    for worker in range(2):
+        pool.send(worker, 0, "params")
+    assert {pool.receive().worker for _ in range(2)} == {0, 1}
+    (old,) = [thread for thread in worker_threads() if thread.name == "worker-0"]
+    pool.send(0, 7, "params")
+    asleep.wait(PATIENCE)
+    pool.send(1, 1, None)
+    assert pool.receive().worker == 1
+    # Another has answered since: it alone is frozen.
+    pool.patience = 0.01
+    assert pool.receive() == WorkerLost(0, "it has not answered for 0.01 seconds")
+    words = "worker 0 is lost, and another takes its place: it has not answered for 0.01 seconds\n"
+    assert capsys.readouterr() == ("", words)
+    pool.patience = PATIENCE
+    pool.send(0, 8, "params")
+    first = pool.receive()
+    wake.set()
+    old.join(PATIENCE)
+    pool.send(0, 9, "params")
+    second = pool.receive()
+    # Streams of its own, its results from 1, and no task of the thread that it replaces.
+    assert [(r.worker, r.stream, r.sequence, r.payload[0]) for r in (first, second)] == [(0, 2, 1, [8]), (0, 2, 2, [8, 9])]
+    assert (pool.lost, pool.dropped) == (1, late == "result")
+
+
+def test_a_thread_that_freezes_before_its_first_answer_holds_nobody_up(threads):
+    asleep, wake = threading.Event(), threading.Event()
+
+    def begin(task):
+        if task.stream == 1:
+            asleep.set()
+            wake.wait(PATIENCE)
+
+    engine = threads(Job(begin, lambda state, task: (state, task.stream, {})), num_workers=3)
+    for worker in range(3):
+        engine.send(worker, task(stream=worker))
+    assert engine.receive(PATIENCE).payload == 0
+    asleep.wait(PATIENCE)
+    # As behind a barrier: worker 0 had answered before worker 1 began.
+    assert engine.receive(0.01).worker == 1
+    # Its turn comes.
+    assert engine.receive(PATIENCE).payload == 2
+    engine.send(1, task(stream=4))
+    assert engine.receive(PATIENCE).payload == 4
+    wake.set()
+
+
+def test_closing_waits_once_for_all_that_are_frozen(threads, monkeypatch):
+    wake, waits = threading.Event(), []
+    engine = threads(echo_job(lambda *_: wake.wait(PATIENCE)))
+    for worker in range(2):
+        engine.send(worker, task())
+    clock = iter([100.0, 110.0, 200.0])
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", lambda thread, seconds: waits.append(seconds))
+        patched.setattr(time, "monotonic", lambda: next(clock))
+        engine.close()
+    assert waits == [20.0, 0.0]
+    wake.set()
+
+
+@pytest.fixture
+def at_100(monkeypatch):
+    """The time is 100."""
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+
+
+@pytest.mark.parametrize(
+    ("activities", "expected"),
+    [
+        # Worker 1 is at its task for 11 seconds, and worker 0 has answered since it was sent.
+        ([(80.0, math.inf, 99.0), (89.0, 89.0, 88.0)], ([1], 1)),
+        ([(80.0, math.inf, 87.0), (86.0, 89.0, 85.0)], ([1], 1)),
+        # Nobody has: it is not alone.
+        ([(80.0, math.inf, 81.0), (89.0, 89.0, 88.0)], ([1], None)),
+        ([(89.0, 89.0, 0.0)], ([0], None)),
+        # Its own last answer does not speak against it.
+        ([(80.0, 80.0, 80.0), (89.0, 89.0, 70.0)], ([0, 1], None)),
+        # Both are overdue, and worker 1's answer came after worker 0 was sent its task.
+        ([(80.0, 80.0, 79.0), (89.0, 89.0, 88.0)], ([0, 1], 0)),
+        # One that has not started, or has no task, is never overdue.
+        ([(10.0, math.inf, -math.inf), (95.0, 95.0, 94.0)], ([], None)),
+    ],
+)
+def test_who_is_frozen_after_10_seconds(at_100, activities, expected):
+    workers = [silence.Activity(*times) for times in activities]
+    assert (silence.overdue(workers, 10.0), silence.frozen(workers, 10.0)) == expected
+
+
+def test_how_long_to_wait(at_100):
+    workers = [silence.Activity(since=since) for since in (math.inf, 85.0, 94.0, 97.0)]
+    # Until the third worker is overdue; the second has been for 5 seconds.
+    assert silence.seconds_left(workers, 10.0, end=130.0) == 4.0
+    assert silence.seconds_left(workers, 10.0, end=101.0) == 1.0
+    assert silence.seconds_left(workers[:1], 10.0, end=99.0) == 0.0
 
 
 @pytest.mark.parametrize("where", ["begin", "work"])

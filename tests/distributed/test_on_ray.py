@@ -4,6 +4,7 @@ Ray ends a process whose cluster is gone, tests and all: `make test` runs this f
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from laws.common import STEADY, arrays, assert_close
 from dqn_jax.config import InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.distributed import actor_learner, actors, engines, server_on_workers, workers
 from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
-from dqn_jax.distributed.engines import on_ray
+from dqn_jax.distributed.engines import on_ray, raylet
 from dqn_jax.distributed.engines.tasks import Job, Task, WorkerLost
 from dqn_jax.runner.loop import run
 
@@ -209,7 +210,7 @@ def test_losses_failures_and_patience(address):
 
         return Job(lambda task: None, work)
 
-    engine = on_ray.start(make_job, 1, address)
+    engine = on_ray.start(make_job, 2, address)
     engine.send(0, task(0))
     first = engine.receive(PATIENCE).payload
     engine.send(0, task(1))
@@ -225,6 +226,13 @@ def test_losses_failures_and_patience(address):
     engine.send(0, task(3))
     with pytest.raises(TrainingError, match=r"^no worker has answered for 0\.1 seconds: "):
         engine.receive(0.1)
+    # Once another answers, it alone is frozen.
+    engine.send(1, task(0))
+    assert engine.receive(PATIENCE).worker == 1
+    assert engine.receive(0.1) == WorkerLost(0, "it has not answered for 0.1 seconds")
+    wait_until(lambda: not running([psutil.Process(second)] if psutil.pid_exists(second) else []))
+    engine.send(0, task(4))
+    second = engine.receive(PATIENCE).payload
     engine.close()
     wait_until(lambda: not running([psutil.Process(second)] if psutil.pid_exists(second) else []))
     # What was joined is left as it is.
@@ -257,8 +265,11 @@ TINY = ["--agent.num-envs", "1", "--agent.batch-size", "8", "--agent.replay-capa
 TINY += ["--network.hidden-sizes", "8", "--runner.log-every", "20", "--runner.checkpoint-every", "20"]
 
 
-def test_no_worker_outlives_a_script_that_is_killed(tmp_path):
-    """As a user starts it, so that what is printed is ours alone, from a folder whose module the workers need."""
+def test_a_script_that_loses_its_raylet_is_resumed_and_killed(tmp_path):
+    """As a user starts it, so that what is printed is ours alone, from a folder whose module the workers need.
+
+    It listens on this machine alone, its token is its user's alone, and no worker outlives it.
+    """
     (tmp_path / "mine.py").write_text("from dqn_jax.losses import squared\n")
     flags = [
         *TINY,
@@ -271,23 +282,53 @@ def test_no_worker_outlives_a_script_that_is_killed(tmp_path):
         "--total-frames",
         "100000000",
     ]
-    script = [sys.executable, str(EXPERIMENTS / "actor_learner.py"), *flags, "--run-dir", str(tmp_path / "run")]
-    with (
-        (tmp_path / "err").open("w") as err,
-        subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=err, cwd=tmp_path) as process,
-    ):
-        try:
-            wait_until(lambda: list(tmp_path.glob("run/checkpoints/step_*/manifest.json")) or process.poll() is not None, 300.0)
-            assert process.poll() is None, (tmp_path / "err").read_text()
-            everybody = psutil.Process(process.pid).children(recursive=True)
-            # Ray's agents look for their master once a minute.
-            started = [child for child in everybody if "Agent" not in "".join(child.cmdline())]
-            assert any("RayPost" in "".join(child.cmdline()) for child in started)
-        finally:
-            process.kill()
-    wait_until(lambda: not running(started))
-    lines = (tmp_path / "err").read_text()
-    assert not re.search(r"(?i)warn|token|ray", lines), lines
+    script = [sys.executable, str(EXPERIMENTS / "actor_learner.py"), *flags, "--run-dir", str(tmp_path / "run"), "--resume"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
+
+    for ending in ("raylet", "script"):
+        before = checkpoints(tmp_path)
+        with (
+            (tmp_path / "err").open("w") as err,
+            subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=err, cwd=tmp_path, env=env) as process,
+        ):
+            try:
+                wait_for_checkpoint(process, tmp_path, before)
+                assert process.poll() is None, (tmp_path / "err").read_text()
+                everybody = psutil.Process(process.pid).children(recursive=True)
+                # Ray's agents look for their master once a minute.
+                started = [child for child in everybody if "Agent" not in "".join(child.cmdline())]
+                assert any("RayPost" in "".join(child.cmdline()) for child in started)
+                if ending == "raylet":
+                    check_addresses([psutil.Process(process.pid), *everybody])
+                    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+                    next(child for child in started if child.name() == "raylet").kill()
+                    assert process.wait(120.0) == 1
+            finally:
+                process.kill()
+        wait_until(functools.partial(nobody_runs, started))
+        # Of a raylet that is gone, whoever is the first to see it tells.
+        words = [raylet.KILLED, raylet.GONE] if ending == "raylet" else [raylet.KILLED]
+        assert (tmp_path / "err").read_text() in [f"{line}\n" for line in words]
+
+
+def nobody_runs(processes):
+    return not running(processes)
+
+
+def checkpoints(tmp_path):
+    return set(tmp_path.glob("run/checkpoints/step_*/manifest.json"))
+
+
+def wait_for_checkpoint(process, tmp_path, before):
+    """Waits for one that was not there before, or for the end of the process."""
+    wait_until(lambda: checkpoints(tmp_path) - before or process.poll() is not None, 300.0)
+
+
+def check_addresses(processes):
+    """All that listen are reached from this machine alone."""
+    listening = [c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 3
+    assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
 @pytest.mark.parametrize("where", ["127.0.0.1:1", "nobody.invalid:6379", "ray://127.0.0.1:1", "nonsense"])

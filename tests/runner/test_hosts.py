@@ -53,10 +53,38 @@ def test_a_bad_place_is_one_sentence(flags, sentence):
 
 
 def test_a_taken_port_is_one_sentence():
-    with socket.create_server(("", 0)) as server:
+    with socket.create_server(("127.0.0.2", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(InputError, match=rf"coordinator is here:{port}, and process 0 cannot listen there .*: give a free"):
-            join(Hosts(f"here:{port}", 2, 0))
+        taken = rf"coordinator is 127\.0\.0\.2:{port}, and process 0 cannot listen there .*in use.*: give an address of its"
+        with pytest.raises(InputError, match=taken):
+            join(Hosts(f"127.0.0.2:{port}", 2, 0))
+
+
+@pytest.mark.parametrize("host", ["198.51.100.1", "nobody.invalid"])
+def test_a_coordinator_on_another_host_is_one_sentence(host):
+    with pytest.raises(InputError, match=rf"coordinator is {host}:1234, and process 0 cannot .*: give an address of its host"):
+        join(Hosts(f"{host}:1234", 2, 0))
+
+
+def test_the_coordinator_listens_at_its_address_alone(tmp_path):
+    """Linux writes 127.0.0.1 as 0100007F, also behind 20 digits for IPv6, and a socket that listens as 0A."""
+    code = """
+import os, sys
+from pathlib import Path
+from dqn_jax.runner.hosts import join, parse_hosts
+join(parse_hosts()[0])
+files = os.listdir("/proc/self/fd")
+mine = {os.readlink(f"/proc/self/fd/{file}")[8:-1] for file in files if os.path.exists(f"/proc/self/fd/{file}")}
+rows = [line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net/", table).read_text().splitlines()[1:]]
+print(*sorted(row[1] for row in rows if row[3] == "0A" and row[9] in mine))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "1", "--process-id", "0"]
+    status, out, err = ended(started(tmp_path, code, *flags, launched=False))
+    assert status == 0, err
+    assert f":{port:04X}" in out
+    assert {address.rpartition(":")[0][-8:] for address in out.split()} == {"0100007F"}
 
 
 def test_a_process_on_its_own_talks_to_nobody(tmp_path):

@@ -6,6 +6,7 @@ duplicates, are dropped and counted. Not here: what tasks hold and what is done 
 Shapes: W workers.
 """
 
+import sys
 import time
 
 import numpy as np
@@ -27,7 +28,7 @@ class WorkerPool:
           engine: what carries tasks and results.
           starts: [W] times that each worker has started in this run.
           frames: [W] frames that they have taken.
-          patience: seconds to wait for a result of any worker.
+          patience: seconds to wait for a result of a worker, from the start of its task.
         """
         self.engine, self.patience = engine, patience
         self.size = len(starts)
@@ -82,6 +83,7 @@ class WorkerPool:
                 f"worker {worker} was lost {self._losses[worker]} times in a row before its first result, the last time with: "
                 f"{news.reason}"
             )
+        print(f"worker {worker} is lost, and another takes its place: {news.reason}", file=sys.stderr, flush=True)
         self.starts[worker] += 1
         self.results[worker] = 0
         self.frames_before[worker] = self.frames[worker]

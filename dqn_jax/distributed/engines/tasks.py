@@ -38,7 +38,7 @@ class Result(NamedTuple):
 
 
 class WorkerLost(NamedTuple):
-    """A worker whose process is gone. The engine has started another in its place, which waits for a task."""
+    """A worker that is gone or frozen. The engine has started another in its place, which waits for a task."""
 
     worker: int
     reason: str
@@ -59,7 +59,8 @@ class Engine(NamedTuple):
     send: Callable[[int, Task], None]
     """Sends a task: (worker, task). A worker gets its next one after its result has been received."""
     receive: Callable[[float], Result | WorkerLost]
-    """Waits for the next result of any worker: (seconds) -> it. Raises TrainingError after that time, or if a job fails."""
+    """Waits for the next result, or for the loss of a worker: (patience in seconds) -> it. A worker that takes longer for its
+    task, from its start, while others answer, is lost. Raises TrainingError if nobody answers for that time, or a job fails."""
     close: Callable[[], None]
     """Ends all workers."""
 
