@@ -45,12 +45,12 @@ class Hosts:
         host, _, port = self.coordinator.rpartition(":")
         require(
             host != "" and port.isdecimal() and 0 < int(port) < 2**16,
-            f"coordinator is {self.coordinator!r}: give HOST:PORT, where process 0 is and a free port there",
+            f"--coordinator is {self.coordinator!r}: give HOST:PORT, where process 0 is and a free port there",
         )
-        require(self.num_processes > 0, f"num_processes is {self.num_processes}: give a whole number from 1")
+        require(self.num_processes > 0, f"--num-processes is {self.num_processes}: give a whole number from 1")
         require(
             0 <= self.process_id < self.num_processes,
-            f"process_id is {self.process_id}: give each process its own number from 0 to {self.num_processes - 1}",
+            f"--process-id is {self.process_id}: give each process its own number from 0 to {self.num_processes - 1}",
         )
 
 
@@ -69,16 +69,22 @@ def parse_hosts(args: Sequence[str] | None = None) -> tuple[Hosts | None, list[s
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = [field.name for field in dataclasses.fields(Hosts)]
     for name in names:
-        parser.add_argument(f"--{name.replace('_', '-')}")
+        parser.add_argument(_flag(name))
     given, rest = parser.parse_known_args(list(sys.argv[1:] if args is None else args))
     missing = [name for name in names if getattr(given, name) is None]
     if len(missing) == len(names):
         return None, rest
-    require(not missing, f"{', '.join(missing)} not given: coordinator, num_processes and process_id go together")
+    require(
+        not missing, f"{', '.join(map(_flag, missing))} not given: --coordinator, --num-processes and --process-id go together"
+    )
     numbers = {name: getattr(given, name) for name in names[1:]}
     for name, text in numbers.items():
-        require(text.isdecimal(), f"{name} is {text!r}: give a whole number")
+        require(text.isdecimal(), f"{_flag(name)} is {text!r}: give a whole number")
     return Hosts(given.coordinator, **{name: int(text) for name, text in numbers.items()}), rest
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def join(hosts: Hosts | None) -> None:
@@ -100,7 +106,7 @@ def join(hosts: Hosts | None) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     sentence = (
         f"process {hosts.process_id} of {hosts.num_processes} has waited {START_SECONDS} s for the others at "
-        f"{hosts.coordinator}: start all of them, each with its own process_id, and check that they can reach that address"
+        f"{hosts.coordinator}: start all of them, each with its own --process-id, and check that they can reach that address"
     )
     with time_limit(START_SECONDS, sentence):
         jax.distributed.initialize(
@@ -157,7 +163,7 @@ def _check_port(hosts: Hosts) -> None:
         socket.create_server(address[:2], family=family).close()
     except OSError as error:
         raise InputError(
-            f"coordinator is {hosts.coordinator}, and process 0 cannot listen there ({error.strerror}): give an address of its "
+            f"--coordinator is {hosts.coordinator}, and process 0 cannot listen there ({error.strerror}): give an address of its "
             "host, and a free port"
         ) from None
 

@@ -83,8 +83,8 @@ def main() -> None:
     parser.add_argument("--num-processes", type=int, required=True, help="how many")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a script that takes --coordinator, and its flags")
     given = parser.parse_args()
-    require(given.num_processes > 0, f"num_processes is {given.num_processes}: give a whole number from 1")
-    require(bool(given.command), "no script is given: name one, and its flags, after --num-processes")
+    require(given.num_processes > 0, f"--num-processes is {given.num_processes}: give a whole number from 1")
+    require(bool(given.command), "no script is given: name one, and its flags, after --num-processes N")
     processes = Processes()
     for signum in stop_signals():
         signal.signal(signum, processes.pass_on)

@@ -34,15 +34,15 @@ def test_a_place_is_taken_out_of_the_flags():
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (PLACE[:2], "num_processes, process_id not given: coordinator, num_processes and process_id go together"),
-        (PLACE[2:], "coordinator not given: "),
-        ([*PLACE, "--process-id", "2"], "process_id is 2: give each process its own number from 0 to 1"),
-        ([*PLACE, "--process-id", "-1"], "process_id is '-1': give a whole number"),
-        ([*PLACE, "--num-processes", "two"], "num_processes is 'two': give a whole number"),
-        ([*PLACE, "--num-processes", "0"], "num_processes is 0: give a whole number from 1"),
-        ([*PLACE, "--coordinator", "localhost"], "coordinator is 'localhost': give HOST:PORT"),
-        ([*PLACE, "--coordinator", "localhost:65536"], "coordinator is 'localhost:65536': give HOST:PORT"),
-        ([*PLACE, "--coordinator", ":80"], "coordinator is ':80': give HOST:PORT"),
+        (PLACE[:2], "--num-processes, --process-id not given: --coordinator, --num-processes and --process-id go together"),
+        (PLACE[2:], "--coordinator not given: "),
+        ([*PLACE, "--process-id", "2"], "--process-id is 2: give each process its own number from 0 to 1"),
+        ([*PLACE, "--process-id", "-1"], "--process-id is '-1': give a whole number"),
+        ([*PLACE, "--num-processes", "two"], "--num-processes is 'two': give a whole number"),
+        ([*PLACE, "--num-processes", "0"], "--num-processes is 0: give a whole number from 1"),
+        ([*PLACE, "--coordinator", "localhost"], "--coordinator is 'localhost': give HOST:PORT"),
+        ([*PLACE, "--coordinator", "localhost:65536"], "--coordinator is 'localhost:65536': give HOST:PORT"),
+        ([*PLACE, "--coordinator", ":80"], "--coordinator is ':80': give HOST:PORT"),
     ],
 )
 def test_a_bad_place_is_one_sentence(flags, sentence):
@@ -55,14 +55,16 @@ def test_a_bad_place_is_one_sentence(flags, sentence):
 def test_a_taken_port_is_one_sentence():
     with socket.create_server(("127.0.0.2", 0)) as server:
         port = server.getsockname()[1]
-        taken = rf"coordinator is 127\.0\.0\.2:{port}, and process 0 cannot listen there .*in use.*: give an address of its"
+        taken = rf"--coordinator is 127\.0\.0\.2:{port}, and process 0 cannot listen there .*in use.*: give an address of its"
         with pytest.raises(InputError, match=taken):
             join(Hosts(f"127.0.0.2:{port}", 2, 0))
 
 
 @pytest.mark.parametrize("host", ["198.51.100.1", "nobody.invalid"])
 def test_a_coordinator_on_another_host_is_one_sentence(host):
-    with pytest.raises(InputError, match=rf"coordinator is {host}:1234, and process 0 cannot .*: give an address of its host"):
+    with pytest.raises(
+        InputError, match=rf"--coordinator is {host}:1234, and process 0 cannot .*: give an address of its host"
+    ):
         join(Hosts(f"{host}:1234", 2, 0))
 
 
