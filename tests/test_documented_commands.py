@@ -126,7 +126,7 @@ def flags_of(config, prefix="--"):
 def test_flags_in_prose_are_those_of_a_job(path):
     """Where no whole command is given: a flag of some job, or of another program that the page is about."""
     known = {flag for config in (QUICKSTART, SERVER_MODEL, APEX, HETEROGENEOUS) for flag in flags_of(config)}
-    known |= {"--runner.no-compilation-cache", "--preset", "--config", "--help", "--debug", "--num-processes"}
+    known |= {"--runner.no-compilation-cache", "--preset", "--config", "--help", "--debug", "--num-processes", "--coordinator"}
     others = {
         "--only-draw",
         "--out",
@@ -136,6 +136,7 @@ def test_flags_in_prose_are_those_of_a_job(path):
         "--signal",
         "--num-cpus",
         "--threshold",
+        "--head",
         *OF_PLAY,
     }
     pieces = [piece for part in path.read_text().split("```")[::2] for piece in spans(part)]

@@ -74,9 +74,8 @@ def parse_hosts(args: Sequence[str] | None = None) -> tuple[Hosts | None, list[s
     missing = [name for name in names if getattr(given, name) is None]
     if len(missing) == len(names):
         return None, rest
-    require(
-        not missing, f"{', '.join(map(_flag, missing))} not given: --coordinator, --num-processes and --process-id go together"
-    )
+    absent = ", ".join(map(_flag, missing))
+    require(not missing, f"{absent} not given: --coordinator, --num-processes and --process-id go together")
     numbers = {name: getattr(given, name) for name in names[1:]}
     for name, text in numbers.items():
         require(text.isdecimal(), f"{_flag(name)} is {text!r}: give a whole number")
@@ -163,8 +162,8 @@ def _check_port(hosts: Hosts) -> None:
         socket.create_server(address[:2], family=family).close()
     except OSError as error:
         raise InputError(
-            f"--coordinator is {hosts.coordinator}, and process 0 cannot listen there ({error.strerror}): give an address of its "
-            "host, and a free port"
+            f"--coordinator is {hosts.coordinator}, and process 0 cannot listen there ({error.strerror}): give an address of "
+            "its host, and a free port"
         ) from None
 
 

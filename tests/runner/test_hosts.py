@@ -282,4 +282,4 @@ def test_the_script_takes_the_flags_before_jax_starts(tmp_path):
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("num_processes, process_id not given")
+    assert done.stderr.startswith("--num-processes, --process-id not given")
