@@ -34,6 +34,11 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def not_installed(what: str, package: str, extra: str) -> InputError:
+    """Returns the error for a package that is missing: what needs it, and the extra that installs it from a clone."""
+    return InputError(f"{what}, and {package} is not installed: pip install -e '.[{extra}]'")
+
+
 def check_divides(name: str, value: int, number: int, of: str = "devices") -> None:
     """Raises InputError unless `number` divides `value`."""
     require(value % number == 0, f"{name} is {value}, which does not divide over {number} {of}: make it a multiple of {number}")
