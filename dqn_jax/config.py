@@ -15,6 +15,9 @@ _MAX_NUMBER = 3.4e38
 ServiceTime: TypeAlias = Literal["constant", "uniform", "exponential", "lognormal"]
 """Names of `virtual_time.SERVICE_TIMES`."""
 
+LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""{name of a logger, and of the extra that installs it: its package}."""
+
 
 Record: TypeAlias = dict[str, Any]
 """Named values as a JSON file has them."""
@@ -277,6 +280,8 @@ class RunnerConfig:
     """Frames (or rounds) between two checkpoints."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept."""
+    loggers: tuple[str, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb (each an extra of that name)."""
 
     def __post_init__(self) -> None:
         check_whole("runner.", self, "log_every", "eval_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
@@ -284,6 +289,9 @@ class RunnerConfig:
             check_texts("runner.", self, "eval_wrappers")
         if self.threshold is not None:
             check_number("runner.", self, "threshold", low=-MAX_COUNT)
+        check_texts("runner.", self, "loggers")
+        unknown = [name for name in self.loggers if name not in LOGGERS]
+        require(not unknown, f"runner.loggers has {', '.join(unknown)}: give some of {', '.join(LOGGERS)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from dqn_jax.types import Params
 ARRAYS = "arrays-{}.npz"
 """Name of a process's arrays, by its number."""
 MANIFEST = "manifest.json"
-_MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold", "patience", "ray_address")
+_MAY_CHANGE = ("total_frames", "rounds", "run_dir", "resume", "runner.threshold", "runner.loggers", "patience", "ray_address")
 """What is no part of the state, and changes nothing before the checkpoint."""
 NUMBERS = tuple(f"agent.{name}" for name in AgentConfig.NUMBERS)
 _REMEDY = "move this checkpoint away to go on from the one before it"
