@@ -27,10 +27,10 @@ test: $(INSTALLED) lint
 # The same with the oldest versions that setup.cfg allows, on Python 3.11 or 3.12, and with the newest, on any.
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest \
-		PACKAGES="$$(sed -nE 's/^(    |ray = |gymnasium = )([a-z-]+)>=([0-9.]+).*/\2==\3/p' setup.cfg | xargs)"
+		PACKAGES="$$(sed -nE 's/^(    |ray = |gymnasium = |tensorboard = )([A-Za-z-]+)>=([0-9.]+).*/\2==\3/p' setup.cfg | xargs)"
 
 test-newest:
-	$(MAKE) test VENV=.venv-newest PACKAGES="--editable .[dev,ray,gymnasium]"
+	$(MAKE) test VENV=.venv-newest PACKAGES="--editable .[dev,ray,gymnasium,tensorboard,wandb]"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

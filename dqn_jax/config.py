@@ -15,6 +15,9 @@ _MAX_NUMBER = 3.4e38
 ServiceTime: TypeAlias = Literal["constant", "uniform", "exponential", "lognormal"]
 """Names of `virtual_time.SERVICE_TIMES`."""
 
+LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""{name of a logger, and of the extra that installs it: its package}."""
+
 
 Record: TypeAlias = dict[str, Any]
 """Named values as a JSON file has them."""
@@ -32,6 +35,11 @@ def require(condition: bool, message: str) -> None:
     """Raises InputError with the message unless the condition holds."""
     if not condition:
         raise InputError(message)
+
+
+def not_installed(what: str, package: str, extra: str) -> InputError:
+    """Returns the error for a package that is missing: what needs it, and the extra that installs it from a clone."""
+    return InputError(f"{what}, and {package} is not installed: pip install -e '.[{extra}]'")
 
 
 def check_divides(name: str, value: int, number: int, of: str = "devices") -> None:
@@ -274,6 +282,8 @@ class RunnerConfig:
     """Newest checkpoints kept."""
     compilation_cache: bool = True
     """Keep compiled programs in ~/.cache/dqn_jax, so that the same command starts at once the next time."""
+    loggers: tuple[str, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb (each an extra of that name)."""
 
     def __post_init__(self) -> None:
         check_choices("runner.", self)
@@ -282,6 +292,9 @@ class RunnerConfig:
             check_texts("runner.", self, "eval_wrappers")
         if self.threshold is not None:
             check_number("runner.", self, "threshold", low=-MAX_COUNT)
+        check_texts("runner.", self, "loggers")
+        unknown = [name for name in self.loggers if name not in LOGGERS]
+        require(not unknown, f"runner.loggers has {', '.join(unknown)}: give some of {', '.join(LOGGERS)}")
 
 
 @dataclasses.dataclass(frozen=True)

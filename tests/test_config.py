@@ -228,3 +228,10 @@ def test_arguments_and_wrappers_are_tuples_of_texts(texts):
     else:
         with pytest.raises(InputError, match=r"^runner.eval_wrappers is .*: give a tuple of strings, even of one$"):
             RunnerConfig(eval_wrappers=texts)
+    with pytest.raises(InputError, match=r"^runner.loggers is .*: give a tuple of strings, even of one$"):
+        RunnerConfig(loggers=texts)
+
+
+def test_a_logger_that_nobody_knows_is_refused():
+    with pytest.raises(InputError, match=r"^runner.loggers has tensorbord, neptune: give some of tensorboard, wandb$"):
+        RunnerConfig(loggers=("tensorbord", "wandb", "neptune"))

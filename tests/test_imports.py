@@ -40,6 +40,7 @@ ONLY_IN = {
     "gymnax": ("envs",),
     "os": ("runtime", "runner", "engines"),
     **dict.fromkeys(("tyro", "rich", "matplotlib", "PIL"), ("runner", "commands")),
+    **dict.fromkeys(("tensorboardX", "wandb"), ("runner",)),
     **dict.fromkeys((*CLOCKS_AND_THREADS, "socket", "io", "shutil", "tempfile", "logging", "ray"), ("runner", "engines")),
 }
 """{package: rooms, or the package of engines, that may import it}."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import InputError, require
+from dqn_jax.config import InputError, not_installed, require
 from dqn_jax.envs.environment import Environment, EnvParams, EnvState, Running, TimeStep
 from dqn_jax.envs.wrappers import REWARD_CLIP, joined, wrapper_of
 from dqn_jax.types import EnvSpec
@@ -69,7 +69,7 @@ def make_gymnasium(
     try:
         import gymnasium
     except ImportError:
-        raise InputError(f"env is {name!r}, and Gymnasium is not installed: pip install 'dqn-jax[gymnasium]'") from None
+        raise not_installed(f"env is {name!r}", "Gymnasium", "gymnasium") from None
     changes = [wrapper_of(spec, _wrappers()) for spec in wrappers]
     draws = kwargs.get("render_mode") == "rgb_array"
     if draws:

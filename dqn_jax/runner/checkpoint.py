@@ -36,7 +36,7 @@ ARRAYS = "arrays-{}.npz"
 MANIFEST = "manifest.json"
 _MAY_CHANGE = (
     *("total_frames", "rounds", "run_dir", "resume"),
-    *("runner.threshold", "runner.compilation_cache", "patience", "ray_address"),
+    *("runner.threshold", "runner.compilation_cache", "runner.loggers", "patience", "ray_address"),
 )
 """What is no part of the state, and changes nothing before the checkpoint."""
 NUMBERS = tuple(f"agent.{name}" for name in AgentConfig.NUMBERS)

@@ -21,7 +21,7 @@ import numpy as np
 from dqn_jax.config import Experiment, InputError, Record, TrainingError
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.mapping import evaluation_key
-from dqn_jax.runner import checkpoint, peers
+from dqn_jax.runner import checkpoint, loggers, peers
 from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.lock import locked
 from dqn_jax.runner.milestones import milestones
@@ -68,15 +68,17 @@ def run(driver: Driver, config: Experiment, evaluator: Evaluator) -> Record:
       The summary, as in `summary.json`.
 
     Raises:
-      InputError: for a run directory that another run uses, or that cannot be used, or such a checkpoint; no result on disk has
-        changed then.
+      InputError: for a run directory that another run uses, or that cannot be used, such a checkpoint, or a logger that is not
+        installed; no result on disk has changed then.
       Stopped: after SIGINT, SIGTERM or SIGHUP, once the state is saved.
       TrainingError: naming the learners, if the driver reports a problem, as parameters that are not finite (that state is
         never saved), if its own check of its state fails, or if the disk is full.
     """
     try:
-        with peers.together(), locked(config.run_dir):
-            return _Run(driver, config, evaluator).to_the_end()
+        with peers.together():
+            peers.agreed(lambda: loggers.check_installed(config.runner.loggers), "loggers")
+            with locked(config.run_dir):
+                return _Run(driver, config, evaluator).to_the_end()
     finally:
         driver.close()
 
@@ -142,10 +144,13 @@ class _Run:
             peers.agreed(lambda: self.records.check(self.marks), "run directory")
             print(f"{self.run_dir} is complete: nothing is left to do", flush=True)
             return summary
-        with StopRequest() as stop:
+        with StopRequest() as stop, contextlib.ExitStack() as stack:
             with Display(self.config.budget, self.progress.done, self.driver.unit) as display:
                 self._greet(display)
                 state, signum = self._start(), None
+                with self._on_disk():
+                    opened = loggers.opened(self.config, self.config_dict, self.driver.unit, display.say)
+                    log = stack.enter_context(opened)
                 while self.progress.done < self.config.budget and (signum := _asked(stop)) is None:
                     before = self.progress.done
                     state, info = self._step(state)
@@ -154,6 +159,7 @@ class _Run:
                         line |= self._evaluation(state)
                     with self._on_disk():
                         self.records.append_metrics(line)
+                        log(line)
                     display.update(line)
                     self._refuse(self.driver.problem(info))
                     finished = self.progress.done >= self.config.budget

@@ -231,15 +231,13 @@ def test_an_environment_without_a_time_limit_needs_one():
 
 def test_without_gymnasium_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(
-        InputError, match=r"^env is 'gymnasium:CartPole-v1', and Gymnasium .*pip install 'dqn-jax\[gymnasium\]'$"
-    ):
+    with pytest.raises(InputError, match=r"^env is 'gymnasium:CartPole-v1', and Gymnasium .*pip install -e '\.\[gymnasium\]'$"):
         make_env("gymnasium:CartPole-v1")
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"^backend is 'ray', and Ray is not installed: pip install 'dqn-jax\[ray\]'$"):
+    with pytest.raises(InputError, match=r"^backend is 'ray', and Ray is not installed: pip install -e '\.\[ray\]'$"):
         on_ray.start(lambda: None, 1)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dqn_jax.config import InputError, TrainingError
+from dqn_jax.config import InputError, TrainingError, not_installed
 from dqn_jax.distributed.engines.raylet import GONE, Raylet
 from dqn_jax.distributed.engines.silence import Activity, frozen, not_answered, overdue, seconds_left
 from dqn_jax.distributed.engines.tasks import Engine, Job, Result, Task, WorkerLoop, WorkerLost, nobody_answers
@@ -75,7 +75,7 @@ def connect(address: str | None, num_workers: int) -> Any:
     try:
         import ray
     except ImportError:
-        raise InputError("backend is 'ray', and Ray is not installed: pip install 'dqn-jax[ray]'") from None
+        raise not_installed("backend is 'ray'", "Ray", "ray") from None
     if ray.is_initialized():
         return ray
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
