@@ -111,7 +111,10 @@ class NetworkConfig:
     trunk: str = "auto"
     """mlp, conv, auto (conv for image observations, mlp for the rest), or a user's module:function."""
     head: str = "linear"
-    """linear, dueling (Wang et al. 2016), or a user's module:function."""
+    """linear, dueling (Wang et al. 2016), categorical:LOW:HIGH:ATOMS or dueling-categorical (Bellemare et al. 2017),
+    quantile:NUMBER or implicit-quantile:NUMBER (Dabney et al. 2018), or a user's module:function."""
+    noisy: bool = False
+    """Learn noise for the weights of all dense layers (Fortunato et al. 2018); explore greedily then."""
     layer_norm: bool = False
     """Normalise every layer of the trunk before its ReLU."""
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -176,7 +179,8 @@ class AgentConfig:
     double_q: bool = False
     """Choose the target's action with the online network (van Hasselt et al. 2016)."""
     loss: str = "squared"
-    """squared, huber:DELTA (delta 1 without the number), or a user's module:function, with numbers after it too."""
+    """squared, huber:DELTA, munchausen:TEMPERATURE:BONUS:CLIP, categorical, quantile:KAPPA, or a user's module:function,
+    with numbers after it too; those that are left out have their papers' values."""
     optimizer: str = "adam"
     """adam, rmsprop (centred, as in Mnih et al. 2015), any other of optax by its name, or a user's module:function."""
     learning_rate: float = 1e-3

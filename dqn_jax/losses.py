@@ -6,7 +6,7 @@ Shapes: B batch, A actions.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,87 @@ def huber(network: Network, config: AgentConfig) -> Loss:
 
 huber.numbers = {"delta": 1.0}  # type: ignore[attr-defined]
 
-LOSSES: dict[str, LossMaker] = {"squared": squared, "huber": huber}
+
+def munchausen(network: Network, config: AgentConfig) -> Loss:
+    """Makes the squared loss of Munchausen DQN (Vieillard et al. 2020): rewards with the log-probability of the action."""
+    require(not config.double_q, "agent.loss is 'munchausen' with agent.double_q: its target has no maximum, so leave that out")
+
+    def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
+        def one(transition: Transition) -> LossOutput:
+            s_tm1, a_tm1, r_t, discount_t, s_t = transition
+            q_tm1 = network.apply(params, s_tm1, _stream(key, 0)).q_values
+            q_t = network.apply(target_params, s_t, _stream(key, 1)).q_values
+            q_tm1_target = network.apply(target_params, s_tm1, _stream(key, 1)).q_values
+            numbers = (hyperparams["temperature"], hyperparams["bonus"], -hyperparams["clip"])
+            td_error = td.munchausen_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_tm1_target, *numbers)
+            return LossOutput(td.squared_error(td_error), jnp.abs(td_error), q_tm1)
+
+        return jax.vmap(one)(batch)
+
+    return loss
+
+
+munchausen.numbers = {"temperature": 0.03, "bonus": 0.9, "clip": 1.0}  # type: ignore[attr-defined]
+
+
+def categorical(network: Network, config: AgentConfig) -> Loss:
+    """Makes the cross-entropy of C51 (Bellemare et al. 2017), its own priority, for heads with atoms.
+
+    With `double_q` the online network chooses the next action, as in Rainbow (Hessel et al. 2018). The metrics have
+    `clipped_mass`, the share of the target's probability that lies beyond the atoms.
+    """
+
+    def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
+        def one(transition: Transition) -> LossOutput:
+            s_tm1, a_tm1, r_t, discount_t, s_t = transition
+            now = _with(network.apply(params, s_tm1, _stream(key, 0)), "logits", "categorical")
+            then: Any = network.apply(target_params, s_t, _stream(key, 1))
+            selector = network.apply(params, s_t, _stream(key, 2)).q_values if config.double_q else then.q_values
+            cross_entropy = td.categorical_double_q_learning(
+                now.atoms, now.logits, a_tm1, r_t, discount_t, then.atoms, then.logits, selector
+            )
+            moved = r_t + discount_t * then.atoms
+            beyond = (moved < now.atoms[0]) | (moved > now.atoms[-1])
+            clipped = jnp.sum(jax.nn.softmax(then.logits[jnp.argmax(selector)]) * beyond)
+            return LossOutput(cross_entropy, cross_entropy, now.q_values, {"clipped_mass": clipped})
+
+        return jax.vmap(one)(batch)
+
+    return loss
+
+
+def quantile(network: Network, config: AgentConfig) -> Loss:
+    """Makes the quantile regression of QR-DQN and IQN (Dabney et al. 2018), its own priority, for heads with quantiles.
+
+    Each transition has noise of its own: an implicit head draws its probabilities from it.
+    """
+
+    def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
+        def one(transition: Transition, key: jax.Array) -> LossOutput:
+            s_tm1, a_tm1, r_t, discount_t, s_t = transition
+            now = _with(network.apply(params, s_tm1, _stream(key, 0)), "quantiles", "quantile")
+            then: Any = network.apply(target_params, s_t, _stream(key, 1))
+            selector: Any = network.apply(params, s_t, _stream(key, 2)) if config.double_q else then
+            error = td.quantile_q_learning(
+                *(now.quantiles, now.taus, a_tm1, r_t, discount_t),
+                *(selector.quantiles, then.quantiles, hyperparams["kappa"]),
+            )
+            return LossOutput(error, error, now.q_values)
+
+        return jax.vmap(one)(batch, jax.random.split(key, batch.r_t.shape[0]))
+
+    return loss
+
+
+quantile.numbers = {"kappa": 1.0}  # type: ignore[attr-defined]
+
+LOSSES: dict[str, LossMaker] = {
+    "squared": squared,
+    "huber": huber,
+    "munchausen": munchausen,
+    "categorical": categorical,
+    "quantile": quantile,
+}
 
 _ARGUMENT = "agent.loss"
 _TAKEN = {"loss", "priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age", "epsilon", "episodes", "return_sum"}
@@ -145,7 +225,7 @@ def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array
     def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
         def one(transition: Transition) -> LossOutput:
             def q_values(params: Params, obs: jax.Array, stream: int) -> jax.Array:
-                return network.apply(params, obs, jax.random.fold_in(key, stream)).q_values
+                return network.apply(params, obs, _stream(key, stream)).q_values
 
             s_tm1, a_tm1, r_t, discount_t, s_t = transition
             q_tm1 = q_values(params, s_tm1, 0)
@@ -159,3 +239,14 @@ def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array
         return jax.vmap(one)(batch)
 
     return loss
+
+
+def _stream(key: jax.Array, number: int) -> jax.Array:
+    """Noise of the online network where it learns (0), of the target (1), of the online one where it chooses (2)."""
+    return jax.random.fold_in(key, number)
+
+
+def _with(outputs: Any, field: str, head: str) -> Any:
+    """Returns a network's outputs; raises InputError unless they have a field, as those of some heads."""
+    require(hasattr(outputs, field), f"agent.loss is {head!r}, and network.head has no {field}: take a {head} head")
+    return outputs

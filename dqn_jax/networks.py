@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dqn_jax import heads
 from dqn_jax.config import InputError, NetworkConfig, require
 from dqn_jax.lookup import blamed_on, check_kind, function_of, is_users, lookup
 from dqn_jax.types import EnvSpec, Params, Tree
@@ -140,6 +141,8 @@ class Trunk(nn.Module):
     channels: int | None = None
     layer_norm: bool = False
     """Normalise each layer before its ReLU (Ba et al. 2016)."""
+    dense: heads.Dense = nn.Dense
+    """Of the layers after the convolution."""
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
@@ -152,20 +155,8 @@ class Trunk(nn.Module):
             obs = activate(nn.Dense(self.channels, name="conv")(_patches(obs)))
         features = obs.reshape(-1)
         for size in self.hidden_sizes:
-            features = activate(nn.Dense(size)(features))
+            features = activate(self.dense(size)(features))
         return features
-
-
-class DuelingHead(nn.Module):
-    """A state value and advantages, each linear in the features: Q(a) = V + A(a) - mean A (Wang et al. 2016, equation 9)."""
-
-    num_actions: int
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Maps features [F] to action values [A]."""
-        value, advantage = nn.Dense(1, name="value")(features), nn.Dense(self.num_actions, name="advantage")(features)
-        return value + advantage - jnp.mean(advantage)
 
 
 TRUNKS: dict[str, Callable[..., nn.Module]] = {
@@ -177,14 +168,41 @@ TRUNKS: dict[str, Callable[..., nn.Module]] = {
 """A user's own maps a NetworkConfig, and the numbers of its name, to a flax module: observation [...] -> features [F]."""
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
-    "linear": lambda config, num_actions: nn.Dense(num_actions),
-    "dueling": lambda config, num_actions: DuelingHead(num_actions),
+    "linear": lambda config, num_actions: _dense(config)(num_actions),
+    "dueling": lambda config, num_actions: heads.DuelingHead(num_actions, _dense(config)),
+    "categorical": lambda config, num_actions, low, high, atoms=51.0: _categorical(config, num_actions, low, high, atoms),
+    "dueling-categorical": lambda config, num_actions, low, high, atoms=51.0: _categorical(
+        config, num_actions, low, high, atoms, dueling=True
+    ),
+    "quantile": lambda config, num_actions, number=51.0: heads.QuantileHead(
+        num_actions, _count("network.head", config.head, number), _dense(config)
+    ),
+    "implicit-quantile": lambda config, num_actions, number=32.0: heads.ImplicitQuantileHead(
+        num_actions, _count("network.head", config.head, number), dense=_dense(config)
+    ),
 }
 """A user's own maps a NetworkConfig, A, and its numbers, to a flax module: features [F] -> values [A] or `Outputs`."""
 
 
 def _of(config: NetworkConfig, channels: int | None) -> nn.Module:
-    return Trunk(config.hidden_sizes, channels, config.layer_norm)
+    return Trunk(config.hidden_sizes, channels, config.layer_norm, _dense(config))
+
+
+def _dense(config: NetworkConfig) -> heads.Dense:
+    return heads.NoisyDense if config.noisy else nn.Dense
+
+
+def _categorical(
+    config: NetworkConfig, num_actions: int, low: float, high: float, atoms: float, dueling: bool = False
+) -> nn.Module:
+    number = _count("network.head", config.head, atoms)
+    require(low < high and number > 1, f"network.head is {config.head!r}: give a range LOW:HIGH and at least 2 atoms")
+    return heads.CategoricalHead(num_actions, low, high, number, dueling, _dense(config))
+
+
+def _count(argument: str, spec: str, number: float) -> int:
+    require(number >= 1 and number == int(number), f"{argument} is {spec!r}: give a whole number of atoms or quantiles")
+    return int(number)
 
 
 def _patches(image: jax.Array, size: int = 3) -> jax.Array:

@@ -2,7 +2,7 @@
 
 Where rlax has the function, its name, argument order and sign are the same. Not here: networks, batches, gradients.
 
-Shapes: A actions.
+Shapes: A actions, K atoms of a return's distribution, N and M quantiles.
 """
 
 import chex
@@ -75,6 +75,203 @@ def _td_error(
     if stop_target_gradients:
         target = jax.lax.stop_gradient(target)
     return target - q_tm1[a_tm1]
+
+
+def munchausen_q_learning(
+    q_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    q_t: jax.Array,
+    q_tm1_target: jax.Array,
+    temperature: jax.Array | float,
+    bonus: jax.Array | float,
+    least: jax.Array | float,
+) -> jax.Array:
+    """Computes the TD error of Munchausen DQN, whose target adds the log-probability of the action taken.
+
+    With pi = softmax(Q' / temperature) of the target network, y = r + bonus * clip(temperature * log pi(a|s), least, 0)
+    + discount * sum_a' pi(a'|s') (Q'(s', a') - temperature * log pi(a'|s')). It is a constant to the gradient.
+
+    Args:
+      q_tm1: [A] online values of the state acted on.
+      a_tm1: [] action taken.
+      r_t: [] reward.
+      discount_t: [] gamma^n, 0 where the episode terminated.
+      q_t: [A] target-network values of the next state.
+      q_tm1_target: [A] target-network values of the state acted on.
+      temperature: [] entropy temperature (tau), above 0.
+      bonus: [] share of the log-probability (alpha).
+      least: [] bound below of temperature * log pi(a|s) (l_0).
+
+    Returns:
+      [] TD error.
+
+    Source: Vieillard, Pietquin & Geist (2020), equation 2, with the clipping of section 2.
+    """
+    chex.assert_rank([q_tm1, a_tm1, r_t, discount_t, q_t, q_tm1_target], [1, 0, 0, 0, 1, 1])
+    chex.assert_type([q_tm1, a_tm1, r_t, discount_t, q_t, q_tm1_target], [float, int, float, float, float, float])
+    log_pi_tm1, log_pi_t = (temperature * jax.nn.log_softmax(q / temperature) for q in (q_tm1_target, q_t))
+    r_t = r_t + bonus * jnp.clip(log_pi_tm1[a_tm1], least, 0.0)
+    v_t = jnp.sum(jax.nn.softmax(q_t / temperature) * (q_t - log_pi_t))
+    return _td_error(q_tm1, a_tm1, r_t, discount_t, v_t, stop_target_gradients=True)
+
+
+def categorical_l2_project(z_p: jax.Array, probs: jax.Array, z_q: jax.Array) -> jax.Array:
+    """Projects a distribution onto other atoms: the mass of each is shared by its two neighbours, by how near they are.
+
+    Args:
+      z_p: [K] atoms, in any order; those beyond the ends of `z_q` are moved there.
+      probs: [K] their probabilities.
+      z_q: [K'] atoms to project onto, increasing.
+
+    Returns:
+      [K'] probabilities.
+
+    Source: Bellemare, Dabney & Munos (2017), equation 7.
+    """
+    chex.assert_rank([z_p, probs, z_q], 1)
+    chex.assert_type([z_p, probs, z_q], float)
+    gaps = jnp.diff(z_q)
+    distance = jnp.clip(z_p, z_q[0], z_q[-1])[None, :] - z_q[:, None]
+    # Of each atom of z_q, the gap on the side where an atom of z_p lies; there is none beyond an end.
+    above, below = jnp.append(gaps, 1.0)[:, None], jnp.insert(gaps, 0, 1.0)[:, None]
+    share = 1.0 - jnp.where(distance >= 0, distance / above, -distance / below)
+    return jnp.clip(share, 0.0, 1.0) @ probs
+
+
+def categorical_q_learning(
+    q_atoms_tm1: jax.Array,
+    q_logits_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    q_atoms_t: jax.Array,
+    q_logits_t: jax.Array,
+    stop_target_gradients: bool = True,
+) -> jax.Array:
+    """Computes the loss of C51: the cross-entropy of the projected target distribution and the online one.
+
+    Args:
+      q_atoms_tm1: [K] atoms of the online distributions.
+      q_logits_tm1: [A, K] online logits of the state acted on.
+      a_tm1: [] action taken.
+      r_t: [] reward.
+      discount_t: [] gamma^n, 0 where the episode terminated.
+      q_atoms_t: [K] atoms of the target distributions.
+      q_logits_t: [A, K] target-network logits of the next state.
+      stop_target_gradients: whether the target is a constant to the gradient.
+
+    Returns:
+      [] loss.
+
+    Source: Bellemare, Dabney & Munos (2017), algorithm 1.
+    """
+    chex.assert_rank([q_atoms_t, q_logits_t], [1, 2])
+    selector = jax.nn.softmax(q_logits_t) @ q_atoms_t
+    return categorical_double_q_learning(
+        q_atoms_tm1, q_logits_tm1, a_tm1, r_t, discount_t, q_atoms_t, q_logits_t, selector, stop_target_gradients
+    )
+
+
+def categorical_double_q_learning(
+    q_atoms_tm1: jax.Array,
+    q_logits_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    q_atoms_t: jax.Array,
+    q_logits_t: jax.Array,
+    q_t_selector: jax.Array,
+    stop_target_gradients: bool = True,
+) -> jax.Array:
+    """Computes the loss of C51 where `q_t_selector` [A] chooses the next action, as in Rainbow.
+
+    The other arguments are those of `categorical_q_learning`.
+
+    Returns:
+      [] loss.
+
+    Source: Hessel et al. (2018), "The integrated agent".
+    """
+    chex.assert_rank([q_atoms_tm1, q_logits_tm1, a_tm1, r_t, discount_t, q_atoms_t, q_logits_t], [1, 2, 0, 0, 0, 1, 2])
+    chex.assert_rank(q_t_selector, 1)
+    chex.assert_type(
+        [q_atoms_tm1, q_logits_tm1, a_tm1, r_t, discount_t, q_atoms_t, q_logits_t, q_t_selector],
+        [float, float, int, float, float, float, float, float],
+    )
+    probs = jax.nn.softmax(q_logits_t[jnp.argmax(q_t_selector)])
+    target = categorical_l2_project(r_t + discount_t * q_atoms_t, probs, q_atoms_tm1)
+    if stop_target_gradients:
+        target = jax.lax.stop_gradient(target)
+    return -jnp.sum(target * jax.nn.log_softmax(q_logits_tm1[a_tm1]))
+
+
+def quantile_q_learning(
+    dist_q_tm1: jax.Array,
+    tau_q_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    dist_q_t_selector: jax.Array,
+    dist_q_t: jax.Array,
+    huber_param: jax.Array | float = 0.0,
+    stop_target_gradients: bool = True,
+) -> jax.Array:
+    """Computes the loss of QR-DQN, and of IQN: quantile regression of the online quantiles on the target's.
+
+    Args:
+      dist_q_tm1: [N, A] online quantiles of the state acted on.
+      tau_q_tm1: [N] their probabilities.
+      a_tm1: [] action taken.
+      r_t: [] reward.
+      discount_t: [] gamma^n, 0 where the episode terminated.
+      dist_q_t_selector: [M', A] quantiles of the next state whose mean chooses the action.
+      dist_q_t: [M, A] target-network quantiles of the next state.
+      huber_param: see `quantile_regression_loss`.
+      stop_target_gradients: whether the target is a constant to the gradient.
+
+    Returns:
+      [] loss.
+
+    Source: Dabney et al. (2018b), algorithm 1; Dabney et al. (2018a), equation 3.
+    """
+    chex.assert_rank([dist_q_tm1, tau_q_tm1, a_tm1, r_t, discount_t, dist_q_t_selector, dist_q_t], [2, 1, 0, 0, 0, 2, 2])
+    chex.assert_type(
+        [dist_q_tm1, tau_q_tm1, a_tm1, r_t, discount_t, dist_q_t_selector, dist_q_t],
+        [float, float, int, float, float, float, float],
+    )
+    a_t = jnp.argmax(jnp.mean(dist_q_t_selector, axis=0))
+    target = r_t + discount_t * dist_q_t[:, a_t]
+    if stop_target_gradients:
+        target = jax.lax.stop_gradient(target)
+    return quantile_regression_loss(dist_q_tm1[:, a_tm1], tau_q_tm1, target, huber_param)
+
+
+def quantile_regression_loss(
+    dist_src: jax.Array, tau_src: jax.Array, dist_target: jax.Array, huber_param: jax.Array | float = 0.0
+) -> jax.Array:
+    """Computes the loss whose minimum are the quantiles of a target's samples.
+
+    Args:
+      dist_src: [N] quantiles.
+      tau_src: [N] their probabilities.
+      dist_target: [M] samples, or quantiles, of the target.
+      huber_param: [] bound (kappa) up to which errors are squared; 0 takes their absolute value.
+
+    Returns:
+      [] loss: summed over the N, averaged over the M.
+
+    Source: Dabney et al. (2018b), equations 8 and 10.
+    """
+    chex.assert_rank([dist_src, tau_src, dist_target], 1)
+    chex.assert_type([dist_src, tau_src, dist_target], float)
+    error = dist_target[None, :] - dist_src[:, None]
+    weight = jnp.abs(tau_src[:, None] - jax.lax.stop_gradient(error < 0))
+    positive = huber_param > 0
+    kappa = jnp.where(positive, huber_param, 1.0)
+    size = jnp.where(positive, huber_loss(error, kappa) / kappa, jnp.abs(error))
+    return jnp.sum(jnp.mean(weight * size, axis=1))
 
 
 def squared_error(td_error: jax.Array) -> jax.Array:

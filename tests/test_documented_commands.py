@@ -126,7 +126,16 @@ def flags_of(config, prefix="--"):
 def test_flags_in_prose_are_those_of_a_job(path):
     """Where no whole command is given: a flag of some job, or of another program that the page is about."""
     known = {flag for config in (QUICKSTART, SERVER_MODEL, APEX, HETEROGENEOUS) for flag in flags_of(config)}
-    known |= {"--runner.no-compilation-cache", "--preset", "--config", "--help", "--debug", "--num-processes", "--coordinator"}
+    known |= {
+        "--runner.no-compilation-cache",
+        "--algorithm",
+        "--preset",
+        "--config",
+        "--help",
+        "--debug",
+        "--num-processes",
+        "--coordinator",
+    }
     others = {
         "--only-draw",
         "--out",

@@ -65,6 +65,13 @@ AGENTS = {
         {"env": "mine:corridor", "env_kwargs": ("length=5",), "wrappers": ("mine:hurried:0.1", "frame-stack:2")},
     ),
 }
+SMALL_NETWORK = {"hidden_sizes": (8,)}
+AGENTS |= {
+    "c51 of ours": ({"loss": "categorical", "double_q": True}, {"head": "dueling-categorical:0:100:5", **SMALL_NETWORK}, {}),
+    "qr-dqn": ({"loss": "quantile"}, {"head": "quantile:5", **SMALL_NETWORK}, {}),
+    "iqn": ({"loss": "quantile"}, {"head": "implicit-quantile:5", **SMALL_NETWORK}, {}),
+    "noisy": ({"loss": "munchausen", "exploration": "greedy"}, {"noisy": True, **SMALL_NETWORK}, {}),
+}
 WORKERS = {"num_seeds": 1, "num_devices": 1}
 
 
@@ -120,6 +127,10 @@ def engine_of(config, make_job, size):
     [
         *(("munchausen and noise", kind) for kind in ("data_parallel", "modelled server", "server on threads")),
         *(("c51", kind) for kind in ("data_parallel", "federated", "actor_learner")),
+        ("c51 of ours", "modelled server"),
+        ("qr-dqn", "actor_learner"),
+        ("iqn", "server on threads"),
+        ("noisy", "federated"),
     ],
 )
 def test_in_every_way_of_training(kind, agent):

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"config", "types", "sum_tree"},
-    {"lookup"},
-    {"runtime", "presets", "envs", "networks", "td", "exploration", "replay", "virtual_time"},
+    {"lookup", "heads"},
+    {"runtime", "presets", "algorithms", "envs", "networks", "td", "exploration", "replay", "virtual_time"},
     {"losses"},
     {"actor", "learner"},
     {"agent"},

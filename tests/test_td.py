@@ -1,6 +1,8 @@
 """TD errors and losses equal numbers worked by hand, with and without jit, and so do their gradients."""
 
 import chex
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +117,117 @@ class TestLosses(chex.TestCase):
 
     def test_huber_threshold_defaults_to_1(self):
         assert td.huber_loss(jnp.float32(3.0)) == 2.5
+
+
+class TestMunchausen(chex.TestCase):
+    @everyway
+    @parameterized.named_parameters(
+        # pi(a|s) = 1/4, log pi = -1.386, clipped to -1, half of it is taken; V = 0 + log 2.
+        ("clipped", 0, 1.0 - 0.5 + 0.5 * np.log(2) - 2.0),
+        # pi(a|s) = 3/4.
+        ("not_clipped", 1, 1.0 + 0.5 * np.log(0.75) + 0.5 * np.log(2) - 7.0),
+    )
+    def test_hand_worked(self, action, expected):
+        args = q_args([2, 7], action, 1, 0.5, [0, 0], [0, np.log(3)])
+        np.testing.assert_allclose(self.variant(td.munchausen_q_learning)(*args, 1.0, 0.5, -1.0), expected, rtol=1e-6)
+
+    def test_at_a_low_temperature_without_the_bonus_it_is_q_learning(self):
+        args = q_args([2, 7, 0], 1, 0.5, 0.9, [4, -1, 3.9])
+        error = td.munchausen_q_learning(*args, args[-1], 1e-3, 0.0, -1.0)
+        np.testing.assert_allclose(error, td.q_learning(*args), rtol=1e-5)
+
+    def test_target_is_a_constant_to_the_gradient(self):
+        args = q_args([2, 7], 1, 1, 0.9, [3, 5], [1, 2])
+        grad = jax.grad(td.munchausen_q_learning, argnums=(0, 2, 4, 5))(*args, 0.5, 0.9, -1.0)
+        assert [np.asarray(x).tolist() for x in grad] == [[0, -1], 0, [0, 0], [0, 0]]
+
+
+def projected_slowly(z_p, probs, z_q):
+    """Atom by atom, as algorithm 1 of Bellemare et al. (2017) is written, for gaps of any width."""
+    result = np.zeros(len(z_q))
+    for z, p in zip(np.clip(z_p, z_q[0], z_q[-1]), probs, strict=True):
+        right = min(np.searchsorted(z_q, z, side="right"), len(z_q) - 1)
+        left = right - 1
+        share = (z - z_q[left]) / (z_q[right] - z_q[left])
+        result[left] += p * (1 - share)
+        result[right] += p * share
+    return result
+
+
+class TestCategorical(chex.TestCase):
+    @everyway
+    def test_projection_by_hand(self):
+        project = self.variant(td.categorical_l2_project)
+        found = project(jnp.float32([-1, 0.25, 1.5, 5]), jnp.float32([0.1, 0.4, 0.2, 0.3]), jnp.float32([0, 1, 2]))
+        np.testing.assert_allclose(found, [0.1 + 0.3, 0.1 + 0.1, 0.1 + 0.3], rtol=1e-6)
+        np.testing.assert_allclose(project(jnp.float32([2]), jnp.float32([1]), jnp.float32([0, 1, 3])), [0, 0.5, 0.5])
+
+    @hypothesis.given(st.integers(0, 2**31), st.integers(1, 6), st.integers(2, 6))
+    @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+    def test_projection_is_the_slow_one(self, seed, atoms, others):
+        rng = np.random.default_rng(seed)
+        z_q = np.cumsum(rng.uniform(0.1, 2, others)).astype(np.float32) - 3
+        # Some lie on atoms, some beyond the ends.
+        z_p = np.where(rng.random(atoms) < 0.3, rng.choice(z_q, atoms), rng.uniform(-6, 6, atoms)).astype(np.float32)
+        probs = rng.dirichlet(np.ones(atoms)).astype(np.float32)
+        found = td.categorical_l2_project(jnp.asarray(z_p), jnp.asarray(probs), jnp.asarray(z_q))
+        np.testing.assert_allclose(found, projected_slowly(z_p, probs, z_q), atol=1e-5)
+        np.testing.assert_allclose(np.sum(found), 1, rtol=1e-5)
+
+    @everyway
+    def test_loss_by_hand(self):
+        atoms, big = jnp.float32([0, 1, 2]), 100.0
+        online = jnp.log(jnp.float32([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]]))
+        # Action 0 is surely worth 0, action 1 surely 2: r + discount * 2 = 1.25, three quarters of it at 1.
+        target = jnp.float32([[big, 0, 0], [0, 0, big]])
+        args = (atoms, online, jnp.int32(1), jnp.float32(0.25), jnp.float32(0.5), atoms, target)
+        expected = -(0.75 * np.log(0.3) + 0.25 * np.log(0.5))
+        np.testing.assert_allclose(self.variant(td.categorical_q_learning)(*args), expected, rtol=1e-5)
+        # A selector that prefers action 0: r + 0 = 0.25.
+        expected = -(0.75 * np.log(0.2) + 0.25 * np.log(0.3))
+        double = self.variant(td.categorical_double_q_learning)(*args, jnp.float32([1, 0]))
+        np.testing.assert_allclose(double, expected, rtol=1e-5)
+
+    def test_target_is_a_constant_to_the_gradient(self):
+        atoms = jnp.float32([0, 1])
+        args = (atoms, jnp.float32([[0.0, 1.0]]), jnp.int32(0), jnp.float32(0.3), jnp.float32(0.5), atoms)
+        grad = jax.grad(td.categorical_q_learning, argnums=(1, 6))(*args, jnp.float32([[2.0, 1.0]]))
+        assert np.abs(grad[0]).min() > 0
+        assert np.abs(grad[1]).max() == 0
+
+
+class TestQuantiles(chex.TestCase):
+    @everyway
+    @parameterized.named_parameters(
+        # Errors 1 and 3 weigh a quarter; -1 weighs a quarter and 1 three quarters.
+        ("absolute", 0.0, 0.25 * 2 + 0.5 * (0.25 + 0.75)),
+        # Huber's loss of 1 and 3 is 0.5 and 2.5.
+        ("huber", 1.0, 0.25 * 1.5 + 0.5 * (0.25 + 0.75) * 0.5),
+        # With 2 it is 0.5 and 4, and is divided by 2.
+        ("huber_of_2", 2.0, 0.25 * 2.25 / 2 + 0.5 * (0.25 + 0.75) * 0.5 / 2),
+    )
+    def test_loss_by_hand(self, huber_param, expected):
+        loss = self.variant(td.quantile_regression_loss)
+        found = loss(jnp.float32([0, 2]), jnp.float32([0.25, 0.75]), jnp.float32([1, 3]), huber_param)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    def test_its_minimum_are_the_quantiles(self):
+        """Of 1 to 100, the quantile of tau is 100 tau."""
+        samples, taus = jnp.arange(1, 101, dtype=jnp.float32), jnp.float32([0.1, 0.5, 0.9])
+        grid = jnp.arange(0, 101, dtype=jnp.float32) + 0.5
+        for tau in taus:
+            losses = [td.quantile_regression_loss(x[None], tau[None], samples) for x in grid]
+            assert abs(float(grid[np.argmin(losses)]) - 100 * float(tau)) <= 0.6
+
+    @everyway
+    def test_the_selector_chooses_and_the_target_is_a_constant(self):
+        online, taus = jnp.float32([[0, 5], [2, 5]]), jnp.float32([0.25, 0.75])
+        # The selector's means are 1 and 3: action 1, whose target quantiles are 0 and 4, so 1 and 3 with r = 1 and a half.
+        selector, target = jnp.float32([[2, 3], [0, 3]]), jnp.float32([[9, 0], [9, 4]])
+        args = (online, taus, jnp.int32(0), jnp.float32(1), jnp.float32(0.5), selector, target)
+        loss = self.variant(td.quantile_q_learning)
+        np.testing.assert_allclose(loss(*args), 1.0, rtol=1e-6)
+        grads = self.variant(jax.grad(td.quantile_q_learning, argnums=(0, 5, 6)))(*args)
+        # Of quantile 0: -0.25; of quantile 1: a half of (0.25 - 0.75).
+        np.testing.assert_allclose(grads[0], [[-0.25, 0], [-0.25, 0]])
+        assert np.abs(grads[1]).max() == np.abs(grads[2]).max() == 0

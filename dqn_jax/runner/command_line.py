@@ -1,7 +1,7 @@
 """Command lines of the experiments: flags from a config dataclass, presets, files, and errors as one sentence.
 
-A field has the value of a flag; else that of the run that is resumed; else that of `--config`; else that of the preset, fitted
-to a short run. Not here: jax. Flags are parsed before it starts.
+A field has the value of a flag; else that of the run that is resumed; else that of `--config`; else that of `--algorithm`; else
+that of the preset, fitted to a short run. Not here: jax. Flags are parsed before it starts.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from dqn_jax.algorithms import ALGORITHMS, fields_of
 from dqn_jax.config import AgentConfig, Experiment, InputError, Record, TrainingError, require
 from dqn_jax.runner.config_file import CONFIG, config_dict, flatten, nest, read_config, with_values
 from dqn_jax.runner.fitting import FITTED, fitted
@@ -68,10 +69,12 @@ def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] |
     # Read by `_explain`, not part of any config.
     first.add_argument(_DEBUG, action="store_true")
     first.add_argument("--preset", choices=list(presets))
+    first.add_argument("--algorithm", choices=list(ALGORITHMS))
     first.add_argument("--config", type=Path)
     chosen, rest = first.parse_known_args(list(sys.argv[1:] if args is None else args))
     name = chosen.preset or next(iter(presets))
     text = f"{description}\n\n--preset {{{','.join(presets)}}} sets the defaults below (shown: {name}). "
+    text += f"--algorithm {{{','.join(ALGORITHMS)}}} sets fields of agent and network. "
     text += "--config FILE takes a run's config.json, or part of one, instead. "
     text += f"{_DEBUG} shows the traceback of an error that is otherwise one sentence."
     try:
@@ -84,6 +87,8 @@ def _start(preset: Config, chosen: argparse.Namespace, args: Sequence[str]) -> C
     """Returns the config that flags change: of the run to be resumed, of a file, or of the preset, fitted."""
     given = _given(preset, args)
     config = preset
+    if chosen.algorithm is not None:
+        config = with_values(config, nest(fields_of(chosen.algorithm, str(given.get("env", config.env)))))
     if chosen.config is not None:
         values = {name: value for name, value in read_config(chosen.config).items() if name not in _OF_THE_RUN}
         config = with_values(config, values, str(chosen.config))
@@ -91,7 +96,7 @@ def _start(preset: Config, chosen: argparse.Namespace, args: Sequence[str]) -> C
     saved = _saved(run_dir) if "resume" in given else None
     if saved is None:
         return _said(config, fitted(config, given), given)
-    if chosen.preset is not None or chosen.config is not None:
+    if any(name is not None for name in (chosen.preset, chosen.algorithm, chosen.config)):
         # All else is compared with the run's, and refused where it differs.
         saved = nest({name: value for name, value in flatten(saved).items() if name in _KEPT})
     # Where it is now: a directory may have been moved.
@@ -217,7 +222,7 @@ def _flag(name: str) -> str:
 def _all_flags(config: Any) -> list[str]:
     values = flatten(config_dict(config))
     negated = [_flag(".no-".join(name.rsplit(".", 1)) if "." in name else f"no-{name}") for name in values]
-    return [*map(_flag, values), *negated, "--preset", "--config", _DEBUG]
+    return [*map(_flag, values), *negated, "--preset", "--algorithm", "--config", _DEBUG]
 
 
 def with_flags(message: str, config: Any) -> str:
