@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from dqn_jax.config import require
@@ -52,10 +52,7 @@ class Processes:
         first_bad = 0
         end_rest = threading.Timer(GRACE_SECONDS, self.pass_on, [signal.SIGKILL])
         end_rest.daemon = True
-        while self._processes:
-            pid, state = os.wait()
-            process, child = self._processes.pop(pid)
-            child.returncode = code = os.waitstatus_to_exitcode(state)
+        for process, code in self._ends():
             if code and not first_bad:
                 first_bad = code if code > 0 else 128 - code
                 end_rest.start()
@@ -63,6 +60,17 @@ class Processes:
                     print(_how_it_ended(process, code), file=sys.stderr, flush=True)
         end_rest.cancel()
         return first_bad
+
+    def _ends(self) -> Iterator[tuple[int, int]]:
+        """Yields (process, exit status) as they end; of several at once first those ended by a signal, which others notice."""
+        while self._processes:
+            ended, options = [], 0
+            while self._processes and (found := os.waitpid(-1, options))[0]:
+                process, child = self._processes.pop(found[0])
+                child.returncode = os.waitstatus_to_exitcode(found[1])
+                ended.append((process, child.returncode))
+                options = os.WNOHANG
+            yield from sorted(ended, key=lambda end: end[1] >= 0)
 
 
 def _how_it_ended(process: int, code: int) -> str:

@@ -16,6 +16,7 @@ import pytest
 from dqn_jax.config import InputError, TrainingError
 from dqn_jax.runner import peers
 from dqn_jax.runner.hosts import Hosts, join, parse_hosts
+from dqn_jax.runner.launch import Processes
 
 pytestmark = pytest.mark.long
 
@@ -147,6 +148,18 @@ def test_the_launcher_ends_all_when_one_fails(tmp_path, ending, status, sentence
     assert done.returncode == status
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_of_those_that_ended_together_the_one_that_was_killed_is_named(tmp_path, capfd):
+    """Process 0 has noticed, and both have ended before the launcher looks."""
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys\nos.kill(os.getpid(), 9) if sys.argv[-1] == '1' else sys.exit(1)")
+    processes = Processes()
+    processes.start(2, [str(script)])
+    for pid in processes._processes:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert processes.wait() == 128 + signal.SIGKILL
+    assert capfd.readouterr().err.startswith("process 1 was ended by SIGKILL: the others are ended")
 
 
 def test_the_launcher_passes_signals_on(tmp_path):
