@@ -40,7 +40,7 @@ ENDS_THE_RUN = {
 }
 """What is said then, a regular expression."""
 WORKERS, PUSHES_PER_LINE, LINES = 3, 30, 40
-PATIENCE = {"threads": 10.0, "ray": 30.0}
+PATIENCE = {"threads": 10.0, "ray": 60.0}
 """Seconds; a Ray process needs some to start."""
 LOST = r"worker [0-2] is lost, and another takes its place: .*"
 
