@@ -338,5 +338,5 @@ def test_an_address_where_nobody_is_ends_the_script_with_one_sentence(where, tmp
     script = [sys.executable, str(EXPERIMENTS / "parameter_server.py"), *flags]
     done = subprocess.run(script, capture_output=True, text=True, timeout=240.0, check=False)
     assert done.returncode == 2, done.stderr
-    assert re.fullmatch(rf"ray_address is '{re.escape(where)}', and no Ray cluster answers there: .*\n", done.stderr)
+    assert re.fullmatch(rf"--ray-address is '{re.escape(where)}', and no Ray cluster answers there: .*\n", done.stderr)
     assert not (tmp_path / "run").exists()

@@ -170,7 +170,7 @@ def test_the_centre_goes_through_a_checkpoint(tmp_path):
     """Two rounds, saved, restored into a state that has not begun, and two more are four rounds, to the last bit."""
     driver = driver_of(config_of(num_clients=3, local_steps=2, aggregator="centred-clip:0.2"), rounds_per_step=2)
     half, _ = driver.step(driver.init())
-    checkpoint.save(tmp_path, half, 2, {}, {}, keep=1)
+    checkpoint.save(tmp_path, half, {}, 2, {}, {}, keep=1)
     whole, _ = driver.step(half)
     found, _ = checkpoint.newest_valid(tmp_path)
     again, _ = driver.step(found.restore(driver.init()))
