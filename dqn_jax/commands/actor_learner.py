@@ -1,8 +1,6 @@
 """The main of training with actors and a learner (examples: experiments/actor_learner.py)."""
 
-import functools
-
-from dqn_jax.commands.workers import prepare
+from dqn_jax.commands.workers import prepare, start
 from dqn_jax.distributed.presets import APEX, SMOKE_ACTORS
 from dqn_jax.runner.command_line import exit_code_of, parse
 
@@ -15,11 +13,9 @@ def train() -> None:
     prepare(config, config.actors.num_actors)
     # Not at the top: these start jax.
     from dqn_jax.distributed import actor_learner, actors
-    from dqn_jax.distributed.engines import start
     from dqn_jax.runner.loop import run
 
-    make_job = functools.partial(actors.make_job, config)
-    engine = start(config.backend, make_job, config.actors.num_actors, config.ray_address)
+    engine = start(config, actors.make_job, config.actors.num_actors)
     driver, evaluator = actor_learner.from_config(config, engine)
     run(driver, config, evaluator)
 

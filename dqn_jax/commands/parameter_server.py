@@ -1,8 +1,6 @@
 """The main of training with a parameter server (examples: experiments/parameter_server.py)."""
 
-import functools
-
-from dqn_jax.commands.workers import prepare
+from dqn_jax.commands.workers import prepare, start
 from dqn_jax.distributed.presets import CARTPOLE_SERVER, CLASSIC_SERVER, SERVER_MODEL, SMOKE_SERVER
 from dqn_jax.runner.command_line import exit_code_of, parse
 
@@ -15,14 +13,12 @@ def train() -> None:
     prepare(config, config.server.num_workers)
     # Not at the top: these start jax.
     from dqn_jax.distributed import parameter_server, server_on_workers, workers
-    from dqn_jax.distributed.engines import start
     from dqn_jax.runner.loop import run
 
     if config.backend == "device":
         driver, evaluator = parameter_server.from_config(config)
     else:
-        make_job = functools.partial(workers.make_job, config)
-        engine = start(config.backend, make_job, config.server.num_workers, config.ray_address)
+        engine = start(config, workers.make_job, config.server.num_workers)
         driver, evaluator = server_on_workers.from_config(config, engine)
     run(driver, config, evaluator)
 

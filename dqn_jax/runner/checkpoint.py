@@ -190,7 +190,7 @@ def newest_policy(directory: Path) -> Path:
         try:
             digest = _read_manifest(path).get("policy_sha256")
             if digest is None:
-                raise InputError(f"{path} is of an older version, without {POLICY}: resume the run for longer, the next has it")
+                raise InputError(f"{path} is of an older version, without {POLICY}: load it with the one that wrote it")
             _check(path, POLICY, digest)
         except DamagedCheckpoint as damage:
             problems.append(str(damage))
