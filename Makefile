@@ -37,7 +37,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Kills, signals and damage at random moments: half an hour, so not part of `make test`.
+# Kills, signals and damage at random moments: a quarter of an hour, so not part of `make test`.
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults.py --out experiments/results/faults.json
 

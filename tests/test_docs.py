@@ -486,7 +486,18 @@ def test_faults():
         [name, *(str(faults["drivers"][driver][fault].get(what, 0)) for fault, what in columns)]
         for name, driver in drivers.items()
     ]
-    assert table(text_of("faults")) == expected
+    assert table(text_of("faults").split("Three real workers")[0]) == expected
+    rows = {
+        ("threads", "a task raises"): ("threads", "error"),
+        ("threads", "a task never ends"): ("threads", "wait"),
+        ("Ray", "a worker is killed"): ("ray", "kill"),
+        ("Ray", "a worker is stopped"): ("ray", "stop"),
+        ("Ray", "the raylet is killed"): ("ray", "raylet"),
+    }
+    counts = {kind: faults["drivers"][kind[0]]["worker"] for kind in rows.values()}
+    ends = ("status 0", "status 1", "resumed")
+    expected = [[*words, *(str(counts[kind].get(f"{kind[1]}, {end}", 0)) for end in ends)] for words, kind in rows.items()]
+    assert table(text_of("faults").split("Three real workers")[1]) == expected
     assert f"{faults['minutes']:.0f} minutes" in text_of("faults")
 
 
