@@ -232,7 +232,7 @@ def test_nothing_is_unpickled(tmp_path):
     assert trap.exists()
 
 
-def test_a_checkpoint_of_an_older_version_is_resumed_but_not_loaded(run_dir, tmp_path):
+def test_a_checkpoint_without_a_policy_is_of_an_older_version(run_dir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy)
     newest = max(copy.glob(f"{CHECKPOINTS}/step_*"))
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_an_older_version_is_resumed_but_not_loaded(run_dir, tmp
     del body["policy_sha256"]
     sealed = {"sha256": hashlib.sha256(json.dumps(body).encode()).hexdigest(), "body": body}
     (newest / MANIFEST).write_text(json.dumps(sealed))
-    with pytest.raises(InputError, match=rf"{newest.name} is of an older version, without {POLICY}: resume the run"):
+    with pytest.raises(InputError, match=rf"{newest.name} is of an older version, without {POLICY}: load it with the one"):
         load(copy)
     found, problems = newest_valid(copy / CHECKPOINTS)
     assert (found.path, problems) == (newest, [])
