@@ -50,7 +50,7 @@ wheel-check: $(INSTALLED)
 	cd "$$dir"; \
 	venv/bin/python -I $(CURDIR)/tools/wheel_check.py $(CURDIR)/README.md; \
 	$(CURDIR)/$(BIN)/mypy --strict --python-executable venv/bin/python -c \
-		'from dqn_jax.config import ExperimentConfig; name: int = ExperimentConfig().env  # type: ignore[assignment]'
+		'from dqn_jax.config import DataParallelExperiment; name: int = DataParallelExperiment().env  # type: ignore[assignment]'
 
 # The pins are what was tested; the package itself is installed without looking for newer ones.
 $(INSTALLED): requirements.txt setup.cfg pyproject.toml
