@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import AgentConfig, InputError, Record
+from dqn_jax.config import InputError, Record
 from dqn_jax.lookup import divided
 from dqn_jax.runner import peers
-from dqn_jax.runner.config_file import flatten
+from dqn_jax.runner.config_file import NUMBERS, flatten
 from dqn_jax.runner.policy import POLICY, write_policy
 from dqn_jax.types import Params
 
@@ -39,7 +39,6 @@ _MAY_CHANGE = (
     *("runner.threshold", "runner.compilation_cache", "runner.loggers", "patience", "ray_address"),
 )
 """What is no part of the state, and changes nothing before the checkpoint."""
-NUMBERS = tuple(f"agent.{name}" for name in AgentConfig.NUMBERS)
 _REMEDY = "move this checkpoint away to go on from the one before it"
 _BODY: dict[str, Any] = {"progress": dict, "config": dict, "leaves": list, "arrays_sha256": (list, str)}
 """Entries of a manifest, and their types: one text for all arrays was an older version's."""

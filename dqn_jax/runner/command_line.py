@@ -20,8 +20,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from dqn_jax.algorithms import ALGORITHMS, fields_of
-from dqn_jax.config import AgentConfig, Experiment, InputError, Record, TrainingError, require
-from dqn_jax.runner.config_file import CONFIG, config_dict, flatten, nest, read_config, with_values
+from dqn_jax.config import Experiment, InputError, Record, TrainingError, require
+from dqn_jax.runner.config_file import CONFIG, NUMBERS, config_dict, flatten, nest, read_config, with_values
 from dqn_jax.runner.fitting import FITTED, fitted
 from dqn_jax.runner.signals import Stopped, ended_by_interrupts
 
@@ -32,7 +32,7 @@ _DEBUG = "--debug"
 _HELP = ("-h", "--help")
 _OF_THE_RUN = ("run_dir", "resume", "num_devices")
 """Fields that a run's config does not give to another run."""
-_KEPT = ("num_devices", "total_frames", *FITTED, *(f"agent.{name}" for name in AgentConfig.NUMBERS))
+_KEPT = ("num_devices", "total_frames", *FITTED, *NUMBERS)
 """Fields that a resumed run keeps although a preset or a file is named: fitted once, or changed at another resume."""
 
 
@@ -78,9 +78,10 @@ def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] |
     text += "--config FILE takes a run's config.json, or part of one, instead. "
     text += f"{_DEBUG} shows the traceback of an error that is otherwise one sentence."
     try:
-        return options(_start(presets[name], chosen, rest), text, rest)
+        start = _start(presets[name], chosen, rest)
     except InputError as error:
         raise InputError(with_flags(str(error), presets[name])) from error
+    return options(start, text, rest)
 
 
 def _start(preset: Config, chosen: argparse.Namespace, args: Sequence[str]) -> Config:

@@ -9,13 +9,15 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dqn_jax.config import InputError, Record, require
+from dqn_jax.config import AgentConfig, InputError, Record, require
 
 Config = TypeVar("Config")
 
 CONFIG = "config.json"
 ASIDE = ("versions", "history")
 """Entries of the file that are no part of the config: what ran it, and which numbers changed when it was resumed."""
+NUMBERS = tuple(f"agent.{name}" for name in AgentConfig.NUMBERS)
+"""Dotted names of the fields that are numbers in the agent's state, and may change when a run is resumed."""
 
 
 def config_dict(config: Any) -> Record:

@@ -61,7 +61,7 @@ def opened(config: Experiment, settings: Record, unit: str, say: Callable[[str],
                 stack.push(loggers[-1].close)
 
         def log(line: Record) -> None:
-            values = _scalars(jsonable(line), config.seeds, unit)
+            values = _scalars(jsonable(line), config.seeds, unit) if loggers else {}
             for logger in loggers:
                 logger.log(line[unit], values, began + line["wall_seconds"])
 
