@@ -94,6 +94,7 @@ def make_actor(
     """
     num_envs = config.num_envs // num_shards
     rule = make_exploration(config) if exploration is None else exploration
+    transition_of = n_step_transition if config.return_lambda is None else jax.vmap(whole_window, in_axes=1)
 
     def init(
         key: jax.Array, env_params: EnvParams, hyperparams: ActorHyperparams, first_env: jax.Array | int = 0
@@ -153,7 +154,7 @@ def make_actor(
         )
         # True itself for n = 1: then the replay need not read back what it overwrites.
         valid = config.n_step == 1 or time >= config.n_step - 1
-        return state, n_step_transition(window), valid, info
+        return state, transition_of(window), valid, info
 
     def act(state: ActorState, params: Params) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
         choice = choose(state, params)
@@ -192,6 +193,31 @@ def n_step_transition(window: Window) -> Transition:
             s_t=jnp.where(stop.reshape(stop.shape + (1,) * (first.s_t.ndim - stop.ndim)), first.s_t, result.s_t),
         )
     return result
+
+
+def whole_window(window: Window) -> Transition:
+    """Returns the transition of a window's oldest step with all the steps that follow, which Q(lambda) learns from.
+
+    After the first end of an episode a step has reward 0, discount 1 and the last observation of that episode, so its return
+    is the value there, whatever lambda: a time limit bootstraps fully. A termination's own discount 0 leaves none of it.
+
+    Args:
+      window: n single steps of one environment, leaves [n, ...].
+
+    Returns:
+      Transition with r_t and discount_t [n], s_t [n, ...].
+    """
+    steps, ended = window
+    chex.assert_equal_shape([ended, steps.r_t, steps.discount_t, steps.a_tm1])
+    place = jnp.arange(len(ended))
+    last = jnp.argmax(ended.at[-1].set(True))
+    return Transition(
+        s_tm1=steps.s_tm1[0],
+        a_tm1=steps.a_tm1[0],
+        r_t=jnp.where(place <= last, steps.r_t, 0.0),
+        discount_t=jnp.where(place <= last, steps.discount_t, 1.0),
+        s_t=steps.s_t[jnp.minimum(place, last)],
+    )
 
 
 def _empty_window(obs: jax.Array, n_step: int) -> Window:

@@ -179,9 +179,10 @@ def make_agent(
     config.check_shards(num_shards)
     actor = make_actor(env, network, config, num_shards)
     learner = make_learner(network, config, axis_name, loss)
-    memory = make_memory(example_of(env), config, num_shards, axis_name)
+    example = example_of(env, config)
+    memory = make_memory(example, config, num_shards, axis_name)
     defaults = hyperparams_of(config, loss)
-    check_loss(network, config, example_of(env), config.batch_size // num_shards, loss)
+    check_loss(network, config, example, config.batch_size // num_shards, loss)
 
     def init(
         key: jax.Array, env_params: EnvParams = env.params, hyperparams: Hyperparams = defaults, shard: jax.Array | int = 0
@@ -321,7 +322,8 @@ def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
     return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
 
 
-def example_of(env: Environment) -> Transition:
-    """A transition with the shapes and dtypes of an environment's."""
-    obs = jnp.zeros(env.spec.obs_shape, env.spec.obs_dtype)
-    return Transition(s_tm1=obs, a_tm1=jnp.int32(0), r_t=jnp.float32(0), discount_t=jnp.float32(0), s_t=obs)
+def example_of(env: Environment, config: AgentConfig) -> Transition:
+    """Returns a transition with the shapes and dtypes of those that an agent stores."""
+    steps = () if config.return_lambda is None else (config.n_step,)
+    obs, number = jnp.zeros(env.spec.obs_shape, env.spec.obs_dtype), jnp.zeros(steps)
+    return Transition(obs, a_tm1=jnp.int32(0), r_t=number, discount_t=number, s_t=jnp.broadcast_to(obs, (*steps, *obs.shape)))

@@ -10,6 +10,7 @@ DQN: dict[str, Any] = {
     "agent.loss": "squared",
     "agent.double_q": False,
     "agent.n_step": 1,
+    "agent.return_lambda": None,
     "agent.memory": "uniform",
     "agent.exploration": "epsilon-greedy",
     "network.head": "linear",

@@ -173,6 +173,9 @@ class AgentConfig:
     """Discount factor (gamma)."""
     n_step: int = 1
     """Rewards summed before bootstrapping."""
+    return_lambda: float | None = None
+    """Learn Q(lambda) returns (Peng & Williams 1996) over these n steps: 0 bootstraps after each, 1 after the last alone.
+    A transition then stores n + 1 observations in place of 2. None is the plain n-step return."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """What a time limit means: bootstrap from the final observation, or treat it as a termination."""
 
@@ -223,6 +226,13 @@ class AgentConfig:
         check_whole("agent.", self, *(name for name in optional if getattr(self, name) is not None))
         if self.max_grad_norm is not None:
             check_number("agent.", self, "max_grad_norm", open_low=True)
+        if self.return_lambda is not None:
+            check_number("agent.", self, "return_lambda", high=1.0)
+            require(
+                self.n_step > 1,
+                f"agent.return_lambda is {self.return_lambda} with agent.n_step {self.n_step}, and one step has one return: "
+                "raise agent.n_step, or leave return_lambda out",
+            )
         require(
             self.batch_size <= self.replay_capacity,
             f"agent.batch_size is {self.batch_size}, larger than agent.replay_capacity {self.replay_capacity}: "

@@ -70,6 +70,7 @@ huber.numbers = {"delta": 1.0}  # type: ignore[attr-defined]
 
 def munchausen(network: Network, config: AgentConfig) -> Loss:
     """Makes the squared loss of Munchausen DQN (Vieillard et al. 2020): rewards with the log-probability of the action."""
+    _check_no_lambda(config, "munchausen")
     require(not config.double_q, "agent.loss is 'munchausen' with agent.double_q: its target has no maximum, so leave that out")
 
     def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
@@ -96,6 +97,7 @@ def categorical(network: Network, config: AgentConfig) -> Loss:
     With `double_q` the online network chooses the next action, as in Rainbow (Hessel et al. 2018). The metrics have
     `clipped_mass`, the share of the target's probability that lies beyond the atoms.
     """
+    _check_no_lambda(config, "categorical")
 
     def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
         def one(transition: Transition) -> LossOutput:
@@ -121,6 +123,7 @@ def quantile(network: Network, config: AgentConfig) -> Loss:
 
     Each transition has noise of its own: an implicit head draws its probabilities from it.
     """
+    _check_no_lambda(config, "quantile")
 
     def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
         def one(transition: Transition, key: jax.Array) -> LossOutput:
@@ -167,12 +170,13 @@ def find_loss(config: AgentConfig, loss: LossMaker | None = None) -> tuple[str, 
 
 
 def loss_numbers(config: AgentConfig, loss: LossMaker | None = None) -> dict[str, jax.Array]:
-    """Returns the numbers of a config's loss, or of the one given, by name, as arrays.
+    """Returns the numbers of a config's loss, or of the one given, by name, as arrays; `return_lambda` where there is one.
 
     Raises:
       InputError: for a name without meaning, or more numbers than it takes.
     """
-    return named_numbers(_ARGUMENT, *find_loss(config, loss))
+    numbers = named_numbers(_ARGUMENT, *find_loss(config, loss))
+    return numbers if config.return_lambda is None else numbers | {"return_lambda": jnp.float32(config.return_lambda)}
 
 
 def make_loss(network: Network, config: AgentConfig, loss: LossMaker | None = None) -> Loss:
@@ -220,25 +224,45 @@ def check_loss(
 
 
 def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array, Numbers], jax.Array]) -> Loss:
-    """Builds the loss of a TD error, with the target of Q-learning or of Double Q-learning."""
+    """Builds the loss of a TD error: of Q-learning or Double Q-learning, or of Q(lambda) with either's values.
+
+    The return of Q(lambda) goes on through exploring actions (Peng & Williams 1996): it is not cut at them, as Watkins' is.
+    """
 
     def loss(params: Params, target_params: Params, batch: Transition, key: jax.Array, hyperparams: Numbers) -> LossOutput:
         def one(transition: Transition) -> LossOutput:
             def q_values(params: Params, obs: jax.Array, stream: int) -> jax.Array:
                 return network.apply(params, obs, _stream(key, stream)).q_values
 
+            def best(obs: jax.Array) -> jax.Array:
+                q_t = q_values(target_params, obs, 1)
+                return q_t[jnp.argmax(q_values(params, obs, 2) if config.double_q else q_t)]
+
             s_tm1, a_tm1, r_t, discount_t, s_t = transition
             q_tm1 = q_values(params, s_tm1, 0)
-            q_t = q_values(target_params, s_t, 1)
-            if config.double_q:
+            if config.return_lambda is not None:
+                lambda_ = hyperparams["return_lambda"]
+                returns = td.lambda_returns(r_t, discount_t, jax.vmap(best)(s_t), lambda_, stop_target_gradients=True)
+                td_error = returns[0] - q_tm1[a_tm1]
+            elif config.double_q:
+                q_t = q_values(target_params, s_t, 1)
                 td_error = td.double_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_values(params, s_t, 2))
             else:
-                td_error = td.q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
+                td_error = td.q_learning(q_tm1, a_tm1, r_t, discount_t, q_values(target_params, s_t, 1))
             return LossOutput(loss_of(td_error, hyperparams), jnp.abs(td_error), q_tm1)
 
         return jax.vmap(one)(batch)
 
     return loss
+
+
+def _check_no_lambda(config: AgentConfig, loss: str) -> None:
+    """Raises InputError where Q(lambda) is asked of a loss whose target is no return."""
+    require(
+        config.return_lambda is None,
+        f"agent.return_lambda is {config.return_lambda} with agent.loss {loss!r}, which bootstraps from one state alone: take "
+        "squared or huber, or leave it out",
+    )
 
 
 def _stream(key: jax.Array, number: int) -> jax.Array:

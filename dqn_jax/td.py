@@ -1,8 +1,8 @@
-"""Temporal-difference targets and losses, each on ONE transition; callers `vmap`.
+"""Temporal-difference targets and losses, each on ONE transition, or one sequence of them; callers `vmap`.
 
 Where rlax has the function, its name, argument order and sign are the same. Not here: networks, batches, gradients.
 
-Shapes: A actions, K atoms of a return's distribution, N and M quantiles.
+Shapes: A actions, T steps, K atoms of a return's distribution, N and M quantiles.
 """
 
 import chex
@@ -75,6 +75,40 @@ def _td_error(
     if stop_target_gradients:
         target = jax.lax.stop_gradient(target)
     return target - q_tm1[a_tm1]
+
+
+def lambda_returns(
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    v_t: jax.Array,
+    lambda_: jax.Array | float = 1.0,
+    stop_target_gradients: bool = False,
+) -> jax.Array:
+    """Computes lambda returns G_t = r_t + discount_t * ((1 - lambda) v_t + lambda G_{t+1}); the last is r + discount * v.
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma, 0 where the episode terminated.
+      v_t: [T] values of the states that the steps led to.
+      lambda_: [] share of what follows in a return: 0 bootstraps after each step, 1 after the last alone.
+      stop_target_gradients: whether the returns are constants to the gradient.
+
+    Returns:
+      [T] returns.
+
+    Source: Sutton (1988); Peng & Williams (1996) where v is max_a Q(s, a).
+    """
+    chex.assert_rank([r_t, discount_t, v_t, lambda_], [1, 1, 1, 0])
+    chex.assert_type([r_t, discount_t, v_t, lambda_], float)
+    chex.assert_equal_shape([r_t, discount_t, v_t])
+
+    def before(following: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        r, discount, v = step
+        result = r + discount * ((1.0 - lambda_) * v + lambda_ * following)
+        return result, result
+
+    _, returns = jax.lax.scan(before, v_t[-1], (r_t, discount_t, v_t), reverse=True)
+    return jax.lax.stop_gradient(returns) if stop_target_gradients else returns
 
 
 def munchausen_q_learning(

@@ -45,18 +45,22 @@ class EnvSpec(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What the agent learns from: one step, or the sum of n."""
+    """What the agent learns from: one step, or the sum of n; with `agent.return_lambda`, n steps one by one.
+
+    Of n steps one by one, those after the episode's end have reward 0, discount 1 and its last observation, so that the
+    return of each is the value there.
+    """
 
     s_tm1: jax.Array
     """[...] observation acted on."""
     a_tm1: jax.Array
     """[] int32 action."""
     r_t: jax.Array
-    """[] float32 (n-step, discounted) reward."""
+    """[] float32 (n-step, discounted) reward; or [n] of each step."""
     discount_t: jax.Array
-    """[] float32 gamma^n, or 0 where the episode terminated."""
+    """[] float32 gamma^n, or 0 where the episode terminated; or [n] of each step, gamma or 0."""
     s_t: jax.Array
-    """[...] observation to bootstrap from: the episode's own, never the next episode's."""
+    """[...] observation to bootstrap from: the episode's own, never the next episode's; or [n, ...] after each step."""
 
 
 class Sample(NamedTuple):

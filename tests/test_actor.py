@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.actor import Window, make_actor, n_step_transition
+from dqn_jax.actor import Window, make_actor, n_step_transition, whole_window
 from dqn_jax.agent import hyperparams_of
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvSpec, TimeStep
@@ -147,6 +147,21 @@ def test_n_step_by_hand():
     # No end: 1 + 0.9 * 2 + 0.81 * 4 and 0.9^3.
     whole = n_step_transition(Window(steps, jnp.array([False, False, False])))
     np.testing.assert_allclose(jnp.stack(whole), [10, 0, 6.04, 0.729, 31], rtol=1e-6)
+
+
+def test_a_whole_window_by_hand():
+    steps = Transition(*(jnp.array(x) for x in ([10.0, 20, 30], [0, 1, 1], [1.0, 2, 4], [0.9, 0.9, 0.9], [11.0, 21, 31])))
+    terminal = steps._replace(discount_t=jnp.array([0.9, 0, 0.9]))
+    cases = {
+        "no end": (steps, [0, 0, 0], ([1, 2, 4], [0.9, 0.9, 0.9], [11, 21, 31])),
+        # After an end: no reward, no discount, its own observation.
+        "a time limit in the middle": (steps, [0, 1, 0], ([1, 2, 0], [0.9, 0.9, 1], [11, 21, 21])),
+        "a termination in the middle": (terminal, [0, 1, 0], ([1, 2, 0], [0.9, 0, 1], [11, 21, 21])),
+        "an end at once": (steps, [1, 0, 1], ([1, 0, 0], [0.9, 1, 1], [11, 11, 11])),
+        "an end at last": (steps, [0, 0, 1], ([1, 2, 4], [0.9, 0.9, 0.9], [11, 21, 31])),
+    }
+    for window, ended, expected in cases.values():
+        assert_bitwise(whole_window(Window(window, jnp.array(ended, bool))), Transition(10.0, 0, *map(np.float32, expected)))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ AGENT_COUNTS = (
     *("learning_starts", "n_step", "target_period", "epsilon_decay_frames"),
 )
 RUNNER_COUNTS = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
-SHARES = ("discount", "epsilon_start", "epsilon_end", "priority_exponent", "importance_exponent")
+SHARES = ("discount", "epsilon_start", "epsilon_end", "priority_exponent", "importance_exponent", "return_lambda")
 POSITIVE_SHARES = ("target_rate", "rmsprop_decay")
 POSITIVE = ("learning_rate", "optimizer_eps", "max_grad_norm")
 
@@ -77,6 +77,10 @@ COMBINATIONS = [
         lambda: AgentConfig(epsilon_schedule="exponential", epsilon_start=0.0),
         ("agent.epsilon_start is 0.0", "agent.epsilon_end 0.05", "above 0"),
     ),
+    (
+        lambda: AgentConfig(return_lambda=0.5),
+        ("agent.return_lambda is 0.5", "agent.n_step 1", "raise agent.n_step"),
+    ),
     (lambda: AgentConfig().check_shards(3), ("agent.num_envs is 16", "3 devices", "multiple of 3")),
     (
         lambda: AgentConfig(num_envs=6, batch_size=32, replay_capacity=9_996).check_shards(3),
@@ -132,6 +136,8 @@ def test_a_bad_combination_is_refused_with_both_values(build, words):
         lambda: AgentConfig(discount=1, epsilon_start=1, epsilon_end=1, max_grad_norm=1e-9),
         lambda: AgentConfig(epsilon_schedule="exponential", epsilon_end=1e-3),
         lambda: AgentConfig(num_envs=1, learning_starts=32, n_step=10),
+        lambda: AgentConfig(n_step=2, return_lambda=0.0),
+        lambda: AgentConfig(n_step=2, return_lambda=1),
         lambda: AgentConfig(num_envs=8, batch_size=16, replay_capacity=1000).check_shards(8),
         lambda: RunnerConfig(log_every=1, eval_every=1, eval_episodes=32, checkpoint_every=1, keep_checkpoints=1),
         lambda: DataParallelExperiment(

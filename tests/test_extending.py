@@ -72,6 +72,11 @@ AGENTS |= {
     "iqn": ({"loss": "quantile"}, {"head": "implicit-quantile:5", **SMALL_NETWORK}, {}),
     "noisy": ({"loss": "munchausen", "exploration": "greedy"}, {"noisy": True, **SMALL_NETWORK}, {}),
 }
+Q_LAMBDA = {"n_step": 3, "return_lambda": 0.7}
+AGENTS |= {
+    "q(lambda)": ({**Q_LAMBDA, "loss": "huber", "double_q": True}, SMALL_NETWORK, {}),
+    "prioritised q(lambda)": ({**Q_LAMBDA, "memory": "prioritised"}, SMALL_NETWORK, {"env": "Breakout-MinAtar"}),
+}
 WORKERS = {"num_seeds": 1, "num_devices": 1}
 
 
@@ -131,6 +136,8 @@ def engine_of(config, make_job, size):
         ("qr-dqn", "actor_learner"),
         ("iqn", "server on threads"),
         ("noisy", "federated"),
+        *(("q(lambda)", kind) for kind in ("data_parallel", "federated", "server on threads")),
+        ("prioritised q(lambda)", "actor_learner"),
     ],
 )
 def test_in_every_way_of_training(kind, agent):

@@ -108,6 +108,24 @@ def test_what_a_loss_logs_is_averaged_over_steps(mine):
     np.testing.assert_allclose(info["mine"], info["loss"], rtol=1e-6)
 
 
+def test_a_users_loss_sees_the_window_of_q_lambda_and_its_number(mine):
+    seen = []
+
+    def last(network, config):
+        def loss(params, target_params, batch, key, hyperparams):
+            seen.append(({name: x.shape for name, x in batch._asdict().items()}, set(hyperparams)))
+            q_tm1 = jax.vmap(lambda obs: network.apply(params, obs, key).q_values)(batch.s_tm1)
+            return LossOutput(batch.r_t[:, -1], batch.discount_t[:, -1], q_tm1)
+
+        return loss
+
+    mine.last = last
+    mine.last.numbers = {"own": 1.0}
+    make_agent(ENV, NETWORK, AgentConfig(**SMALL, loss="mine:last", n_step=3, return_lambda=0.5))
+    shapes = {"s_tm1": (4, 4), "a_tm1": (4,), "r_t": (4, 3), "discount_t": (4, 3), "s_t": (4, 3, 4)}
+    assert seen == [(shapes, {"own", "return_lambda"})]
+
+
 def returning(change):
     """A loss whose output is changed."""
 

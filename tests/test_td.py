@@ -91,6 +91,69 @@ class TestDoubleQLearning(chex.TestCase):
         np.testing.assert_array_equal(d_selector, [0, 0])
 
 
+def lambda_return_slowly(r_t, discount_t, v_t, lambda_):
+    """The first lambda return of a sequence by definition: the mean of its k-step returns, weighed by powers of lambda."""
+    returns = []
+    for k in range(1, len(r_t) + 1):
+        total, discount = 0.0, 1.0
+        for r, step in zip(r_t[:k], discount_t[:k], strict=True):
+            total, discount = total + discount * float(r), discount * float(step)
+        returns.append(total + discount * float(v_t[k - 1]))
+    weights = [(1 - lambda_) * lambda_**k for k in range(len(returns) - 1)]
+    return sum(w * g for w, g in zip([*weights, lambda_ ** len(weights)], returns, strict=True))
+
+
+class TestLambdaReturns(chex.TestCase):
+    ARGS = tuple(jnp.array(x, jnp.float32) for x in ([1, 2, 4], [0.5, 0.5, 0.5], [8, 16, 32]))
+
+    @everyway
+    @parameterized.named_parameters(
+        # 4 + 16 = 20; 2 + 0.5 * (0.75 * 16 + 0.25 * 20) = 10.5; 1 + 0.5 * (0.75 * 8 + 0.25 * 10.5) = 5.3125.
+        ("no_end", [1, 2, 4], [0.5, 0.5, 0.5], [8, 16, 32], [5.3125, 10.5, 20]),
+        # What follows a termination counts for nothing: 2; 1 + 0.5 * (0.75 * 8 + 0.25 * 2) = 4.25.
+        ("termination_in_the_middle", [1, 2, 0], [0.5, 0, 1], [8, 16, 16], [4.25, 2, 16]),
+        # After a time limit its own value alone: 2 + 0.5 * 16 = 10; 1 + 0.5 * (0.75 * 8 + 0.25 * 10) = 5.25.
+        ("time_limit_in_the_middle", [1, 2, 0], [0.5, 0.5, 1], [8, 16, 16], [5.25, 10, 16]),
+        ("one_step", [1], [0.5], [8], [5]),
+    )
+    def test_hand_worked(self, r_t, discount_t, v_t, expected):
+        args = (jnp.array(x, jnp.float32) for x in (r_t, discount_t, v_t))
+        np.testing.assert_array_equal(self.variant(td.lambda_returns)(*args, 0.25), expected)
+
+    @hypothesis.given(st.integers(0, 2**31), st.integers(1, 12), st.sampled_from([0.0, 0.3, 0.9, 1.0]))
+    @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+    def test_it_is_the_slow_one_on_whole_episodes(self, seed, length, lambda_):
+        rng = np.random.default_rng(seed)
+        r_t, v_t = rng.normal(size=(2, length)).astype(np.float32)
+        discount_t = np.full(length, 0.9, np.float32)
+        discount_t[-1] *= rng.random() < 0.5
+        found = td.lambda_returns(*map(jnp.asarray, (r_t, discount_t, v_t)), lambda_)
+        slow = [lambda_return_slowly(r_t[t:], discount_t[t:], v_t[t:], lambda_) for t in range(length)]
+        np.testing.assert_allclose(found, slow, rtol=1e-5, atol=1e-5)
+
+    @everyway
+    @parameterized.named_parameters(
+        # G_1 = r_1 + d_1 (0.75 v_1 + 0.25 (r_2 + d_2 (0.75 v_2 + 0.25 (r_3 + d_3 v_3)))), d = 0.5.
+        ("on_request", False, [0.375, 0.046875, 0.0078125]),
+        ("constant", True, [0, 0, 0]),
+    )
+    def test_gradients(self, stop, expected):
+        fn = lambda r_t, discount_t, v_t: td.lambda_returns(r_t, discount_t, v_t, 0.25, stop_target_gradients=stop)[0]  # noqa: E731
+        np.testing.assert_array_equal(self.variant(jax.grad(fn, argnums=2))(*self.ARGS), expected)
+
+    def test_by_default_it_is_the_return_with_gradients(self):
+        found, slope = jax.value_and_grad(lambda v_t: td.lambda_returns(*self.ARGS[:2], v_t)[0])(self.ARGS[2])
+        # 1 + 0.5 * 2 + 0.25 * 4 + 0.125 * 32.
+        assert found == 7
+        np.testing.assert_array_equal(slope, [0, 0, 0.125])
+
+    def test_refuses_a_batch_and_other_lengths(self):
+        with pytest.raises(AssertionError, match="rank"):
+            td.lambda_returns(*(x[None] for x in self.ARGS), 0.5)
+        with pytest.raises(AssertionError, match="shape"):
+            td.lambda_returns(self.ARGS[0], self.ARGS[1], self.ARGS[2][:1], 0.5)
+
+
 class TestLosses(chex.TestCase):
     @everyway
     def test_squared_error_has_no_half(self):

@@ -82,7 +82,7 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         copy = Copy(policy.params, policy.params, policy.loss_hyperparams)
 
         def of_moment(transitions: Transition) -> jax.Array:
-            ones = jnp.ones_like(transitions.r_t)
+            ones = jnp.ones(transitions.a_tm1.shape)
             sample = Sample(transitions, indices=ones, weights=ones, age=ones)
             # The compiler leaves out the gradient, which is not used.
             return learner.grad(copy, sample, jax.random.fold_in(learner_key, version))[1]

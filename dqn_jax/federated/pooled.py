@@ -71,7 +71,7 @@ def make_pooled(
         env, network, whole, seeds=seeds, devices=devices, steps_per_chunk=steps, env_params=jax.device_get(env_params)
     )
     # A pooled replay is sent every transition once; those of the warm-up before the first round.
-    transition_bytes = bytes_per_transition(example_of(env))
+    transition_bytes = bytes_per_transition(example_of(env, whole))
 
     def step(state: Tree) -> tuple[Tree, Info]:
         state, info = parallel.step(state)

@@ -319,8 +319,8 @@ def replay_bytes() -> dict[str, float]:
     from dqn_jax.agent import example_of
     from dqn_jax.replay import bytes_per_transition
 
-    env, _, _ = parts("breakout")
-    taken = bytes_per_transition(example_of(env))
+    env, _, config = parts("breakout")
+    taken = bytes_per_transition(example_of(env, config))
     # A bit for each entry of two observations; action, reward and discount of four bytes.
     fewest = 2 * -(-math.prod(env.spec.obs_shape) // 8) + 3 * 4
     return {"bytes_per_transition_breakout": taken, "replay_breakout_over_floor": taken / fewest}

@@ -56,6 +56,7 @@ def probe(name, reward_of, length, truncates=False, observed=True):
 ONE_STEP = probe("one-step reward", lambda time, action: jnp.float32(1), length=1)
 TWO_STEP = probe("two-step discount", lambda time, action: (time == 1).astype(jnp.float32), length=2)
 ACTION = probe("action-dependent reward", lambda time, action: 2.0 * action - 1.0, length=1)
+LATE = probe("action-dependent reward at last", lambda time, action: action * (time == 1.0), length=2)
 ENDLESS = probe("time limit", lambda time, action: jnp.float32(1), length=TIME_LIMIT, truncates=True, observed=False)
 
 # Q values [observation, action] by hand. The time limit is no end: 1 + gamma + gamma^2 + ... = 2.
@@ -64,11 +65,13 @@ KNOWN = {
     "two-step": (TWO_STEP, [[GAMMA, GAMMA], [1.0, 1.0]]),
     "action": (ACTION, [[-1.0, 1.0]]),
     "time limit": (ENDLESS, [[2.0, 2.0]]),
+    "late": (LATE, [[GAMMA, GAMMA], [0.0, 1.0]]),
 }
 TARGETS = {
     "double": {"double_q": True},
     "huber": {"loss": "huber"},
     "3-step": {"n_step": 3},
+    "q-lambda": {"n_step": 3, "return_lambda": 0.7, "double_q": True},
 }
 WAYS = {
     "polyak": {"target_period": 1, "target_rate": 0.05},
@@ -132,6 +135,15 @@ def test_a_frozen_learner_does_not(name):
     _, expected = KNOWN[name]
     learned = learned_q_values(name, CONFIG, learning_rate=0.0)
     assert np.all(np.abs(learned - np.asarray(expected)).max(axis=(1, 2)) > 0.2)
+
+
+@pytest.mark.parametrize("return_lambda", [0.5, 0.9])
+def test_q_lambda_is_not_cut_where_actions_explore(return_lambda):
+    """Half of the last actions earn 1, the best one always: the first value is gamma ((1 - lambda) 1 + lambda / 2)."""
+    variant = {"n_step": 2, "return_lambda": return_lambda, "epsilon_end": 1.0, "learning_rate": 1e-3}
+    learned = learned_q_values("late", dataclasses.replace(CONFIG, **variant))
+    first = GAMMA * (1 - return_lambda / 2)
+    np.testing.assert_allclose(learned, np.broadcast_to([[first, first], [0.0, 1.0]], learned.shape), atol=0.05)
 
 
 def test_a_time_limit_taken_for_a_termination_is_a_smaller_value():
