@@ -153,8 +153,15 @@ LOSSES: dict[str, LossMaker] = {
 }
 
 _ARGUMENT = "agent.loss"
-_TAKEN = {"loss", "priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age", "epsilon", "episodes", "return_sum"}
-_TAKEN |= {"terminated", "truncated", "finite", "frames", "updates", "lags", "applied", "duration"}
+_TAKEN = {
+    *("loss", "priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age"),
+    *("epsilon", "episodes", "return_sum", "terminated", "truncated", "finite", "frames", "updates"),
+    *("lags", "applied", "duration", "lag", "lag_max", "lag_histogram", "dropped", "virtual_time"),
+    *("workers_lost", "results_dropped", "wait_seconds", "samples_per_insert"),
+    *("participants", "downloads", "left_out", "staleness", "drift", "delta_norm", "bytes"),
+    *("broken", "weightless", "uncounted"),
+    *("return", "rounds", "env_steps", "chunk_seconds", "env_steps_per_second", "wall_seconds"),
+}
 """Names of metrics that other modules define."""
 
 
@@ -221,6 +228,11 @@ def check_loss(
             )
     taken = sorted(_TAKEN & set(output.info))
     require(not taken, f"{_ARGUMENT} is {name!r}, whose info names {', '.join(taken)}, which others measure: rename them")
+
+
+def own_numbers(info: Info) -> Info:
+    """Returns the entries of an agent's info that are its loss's own."""
+    return {name: value for name, value in info.items() if name not in _TAKEN}
 
 
 def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array, Numbers], jax.Array]) -> Loss:

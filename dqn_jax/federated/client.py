@@ -18,6 +18,7 @@ from dqn_jax.federated.server import ServerState
 from dqn_jax.federated.sharing import Sharing
 from dqn_jax.federated.transforms import Transform, payload_of
 from dqn_jax.learner import make_optimizer
+from dqn_jax.losses import own_numbers
 from dqn_jax.types import Correction, Info, Params, Tree
 
 
@@ -55,7 +56,9 @@ class Client(NamedTuple):
     begin: Callable[[ClientState, ServerState, jax.Array], ClientState]
     """(state, server, round) -> state that starts a round with what the server broadcast."""
     train: Callable[..., tuple[ClientState, ClientUpdate, jax.Array, Info]]
-    """(state, server, round, steps) -> (state, update, whether all of it is finite [] bool, info)."""
+    """(state, server, round, steps) -> (state, update, whether all of it is finite [] bool, info).
+
+    The info is measured and not sent: the last epsilon, and `own`, means of the loss's own numbers over the round's updates."""
     num_bytes: Callable[[ClientState], tuple[int, int]]
     """state -> bytes of (a download, an upload); only shapes matter."""
 
@@ -179,11 +182,13 @@ def _local_steps(
             active &= episodes < config.local_episodes
         state, info = agent.step(state, correction, active)
         taken = jnp.asarray(active)
-        seen = {name: jnp.where(taken, info[name], 0) for name in ("loss", "episodes", "return_sum")}
+        counted = {name: info[name] for name in ("loss", "episodes", "return_sum")} | {"own": own_numbers(info)}
+        seen = jax.tree.map(lambda x: jnp.where(taken, x, 0), counted)
         return (state, episodes + seen["episodes"]), seen | {"taken": taken, "epsilon": info["epsilon"]}
 
     (state, _), infos = jax.lax.scan(step, (state, jnp.int32(0)), jnp.arange(config.local_steps))
     taken = jnp.sum(infos["taken"])
+    own = {name: jnp.sum(values) / jnp.maximum(taken, 1) for name, values in infos["own"].items()}
     refill = agent_config.warm_up_frames if config.merge.replay == "clear" else 0
     report = Report(
         frames=taken * agent_config.frames_per_step + refill,
@@ -192,7 +197,7 @@ def _local_steps(
         return_sum=jnp.sum(infos["return_sum"]),
         loss=jnp.sum(infos["loss"]) / jnp.maximum(taken, 1),
     )
-    return state, report, {"epsilon": infos["epsilon"][-1]}
+    return state, report, {"epsilon": infos["epsilon"][-1], "own": own}
 
 
 def _correction(config: FederatedConfig, sharing: Sharing, anchor: Params, own: Params, server: Params) -> Correction | None:

@@ -45,7 +45,6 @@ AXIS = "devices"
 """Name of the axis that clients are divided over."""
 
 _SUMS = ("frames", "updates", "episodes", "return_sum", "participants", "downloads", "left_out", "virtual_time")
-_MEANS = ("loss", "epsilon", "staleness", "drift")
 _FLAGS = ("finite", "broken", "weightless", "uncounted")
 
 
@@ -195,9 +194,11 @@ def _repeated(federation: Federation, times: int) -> Callable[[FederatedState], 
 def _per_seed(sums: dict[str, np.ndarray], rounds: int, bytes_down: int, bytes_up: int) -> Info:
     """A chunk's info from its sums [S]: means over the participants, NaN where there were none, and bytes."""
     people = sums["participants"]
-    # Who was left out adds nothing to these two.
-    over = {name: people - sums["left_out"] if name in ("loss", "drift") else people for name in _MEANS}
-    means = {name: np.where(over[name] > 0, sums[f"{name}_sum"] / np.maximum(over[name], 1), np.nan) for name in _MEANS}
+    means = {}
+    for name in (name.removesuffix("_sum") for name in sums if name.endswith("_sum") and name not in _SUMS):
+        # Who was left out adds nothing to the loss, its own numbers and the drift.
+        over = people if name in ("epsilon", "staleness") else people - sums["left_out"]
+        means[name] = np.where(over > 0, sums[f"{name}_sum"] / np.maximum(over, 1), np.nan)
     # Python integers: a long run sends more bytes than 32 bits can count.
     counts = zip(sums["downloads"].tolist(), people.tolist(), strict=True)
     return {

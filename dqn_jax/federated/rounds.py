@@ -77,6 +77,8 @@ class _Cohort(NamedTuple):
     """[C] int32 row of the client, n where there is none."""
     epsilon: jax.Array
     """[C] float32."""
+    own: Info
+    """Means of the loss's own numbers over each client's updates, by name, [C] float32."""
 
 
 def make_federation(network: Network, parts: Parts, config: FederatedConfig, axis_name: str | None = None) -> Federation:
@@ -154,16 +156,16 @@ def _train_cohort(
         if not buffered:
             state = client.begin(state, server, now)
         state, update, finite, info = client.train(state, server, now, plan.steps[row])
-        return state, (update, finite, info["epsilon"])
+        return state, (update, finite, info["epsilon"], info["own"])
 
     if buffered:
         begin = lambda state, row: (client.begin(state, server, now), ())  # noqa: E731
         clients, _, _ = in_blocks(begin, clients, rows_where(plan.starts, most), config)
     # Who drops out after the broadcast has done nothing, so the broadcast to it is not played either.
     ids = jnp.arange(size) if not config.varies else rows_where(plan.delivers, most)
-    clients, ids, (updates, finite, epsilon) = in_blocks(take_part, clients, ids, config)
+    clients, ids, (updates, finite, epsilon, own) = in_blocks(take_part, clients, ids, config)
     staleness = plan.staleness[jnp.minimum(ids, size - 1)]
-    return clients, _Cohort(updates, ids < size, finite, staleness, ids, epsilon)
+    return clients, _Cohort(updates, ids < size, finite, staleness, ids, epsilon, own)
 
 
 def _merge(
@@ -215,13 +217,16 @@ def _round_info(
     def add(x: jax.Array) -> jax.Array:
         return _total(jnp.sum(jnp.where(here, x, 0)), axis_name)
 
+    def add_finite(x: jax.Array) -> jax.Array:
+        return _total(jnp.sum(jnp.where(here & cohort.finite, x, 0.0)), axis_name)
+
     broken = gather(jnp.zeros(size, bool).at[cohort.ids].set(here & ~cohort.finite, mode="drop"), axis_name)
     tolerated = jnp.array(parts.aggregator.leaves_out_non_finite)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(server.params)]))
     already = jnp.where(now == 0, config.in_flight, 0) if config.participation == "buffered" else 0
     return {
         **{name: add(getattr(report, name)) for name in ("frames", "updates", "episodes", "return_sum")},
-        "loss_sum": _total(jnp.sum(jnp.where(here & cohort.finite, report.loss, 0.0)), axis_name),
+        **{f"{name}_sum": add_finite(x) for name, x in (cohort.own | {"loss": report.loss}).items()},
         "epsilon_sum": add(cohort.epsilon),
         "staleness_sum": add(cohort.staleness),
         "participants": add(jnp.ones_like(cohort.ids)),

@@ -35,8 +35,9 @@ NETWORK = Network(
 def parts_of(config, agent_config=SGD, poison=None, change=lambda parts: parts, network=NETWORK):
     """The parts of a federation in which client i is a quadratic.
 
-    A step's loss is the gradient before it, and every second update ends an episode with a return of 7. `poison` maps a client
-    to the number of updates after which its gradient is NaN for once.
+    A step's loss is the gradient before it, its own number `so_far` the updates until then, times one more than the client's
+    number, and every second update ends an episode with a return of 7. `poison` maps a client to the number of updates after
+    which its gradient is NaN for once.
     """
     agent, learner = make_agent(ENV, network, agent_config), make_learner(network, agent_config)
 
@@ -58,7 +59,8 @@ def parts_of(config, agent_config=SGD, poison=None, change=lambda parts: parts, 
         if active is not True:
             new = jax.tree.map(lambda x, y: jnp.where(active, x, y), new, state)
         ended = (new.learner.updates.count % 2 == 0).astype(jnp.int32)
-        return new, {"loss": sum(losses) / len(losses), "episodes": ended, "return_sum": 7.0 * ended, "epsilon": jnp.float32(0)}
+        info = {"loss": sum(losses) / len(losses), "episodes": ended, "return_sum": 7.0 * ended, "epsilon": jnp.float32(0)}
+        return new, info | {"so_far": new.learner.updates.count * (state.actor.env_params.max_steps_in_episode + 1.0)}
 
     agent = agent._replace(step=step, warm_up=lambda state: state)
     parts = named_parts(ENV, network, agent_config, config)

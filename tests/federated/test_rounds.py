@@ -257,6 +257,20 @@ def test_means_are_of_those_that_counted():
     assert [info["left_out"] for info in infos] == [0, 1]
 
 
+def test_the_numbers_of_a_loss_are_averaged_as_it_is_and_nobody_is_billed_for_them():
+    """Client i has i + 1 times its updates after each step: it makes i + 1 steps in each of two rounds, which are one chunk.
+
+    In the second round client 1 breaks, or does not.
+    """
+    config = config_of(num_clients=2, local_steps=2, stragglers=0.5)
+    for poison, mean, left_out in ({}, (1 + (2 + 4) / 2 + 2 + (6 + 8) / 2) / 4, 0), ({1: 2}, (1 + (2 + 4) / 2 + 2) / 3, 1):
+        driver = driver_of(config, rounds_per_step=2, change=planned(steps=[1, 2]), poison=poison)
+        _, info = driver.step(driver.init())
+        assert info["left_out"].tolist() == [left_out]
+        np.testing.assert_allclose(info["so_far"], [mean], rtol=1e-6)
+        assert info["bytes"].tolist() == [2 * 2 * (DOWN + UP)]
+
+
 def test_the_client_that_broke_first_is_named():
     """The server passes it on, so that in the last of the chunk's rounds everybody is broken."""
     config = config_of(num_clients=3, local_steps=2)

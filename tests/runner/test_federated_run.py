@@ -20,6 +20,7 @@ from runner.helpers import at, run_in
 from dqn_jax.config import TrainingError
 from dqn_jax.federated.driver import from_config
 from dqn_jax.federated.participation import make_participation
+from dqn_jax.losses import own_numbers
 from dqn_jax.mapping import PLANS, stream_key
 from dqn_jax.runner import loop
 from dqn_jax.runner.config_file import CONFIG
@@ -83,6 +84,8 @@ def test_counts_are_of_each_seeds_clients_together(whole):
         assert all(not isinstance(value, list) or len(value) == 2 for value in line.values())
         assert not any(isinstance(value, list) and isinstance(value[0], list) for value in line.values())
         evaluated = [name for name in line if name.startswith("eval_")]
+        # No loss may call a number of its own as a line calls one already.
+        assert set(own_numbers(line)) == set(evaluated)
         assert {"eval_return", "eval_worst", "eval_inside", "eval_beyond", "eval_unfinished"} <= set(evaluated)
         assert [line[name] is not None for name in evaluated] == [rounds in (4, 8)] * len(evaluated)
         rate = line["env_steps_per_second"]
