@@ -13,7 +13,8 @@ import pytest
 from laws.common import ENV, NETWORK, SIZES
 
 from dqn_jax.agent import make_agent
-from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError
+from dqn_jax.algorithms import fields_of
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig
 from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
 from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import over, place
@@ -318,6 +319,17 @@ def test_nothing_else_may_change(config):
                 checkpoint.check_same_config(saved, changed)
             refused.add(path[-1])
     assert {"n_step", "hidden_sizes", "eval_every", "seed", "env"} <= refused
+
+
+@pytest.mark.parametrize("algorithm", ["c51", "qr_dqn"])
+def test_other_supports_or_quantiles_are_refused(algorithm):
+    """A federation averages logits atom by atom, and shapes alone would not tell one support from another."""
+    head = fields_of(algorithm, "CartPole-v1")["network.head"]
+    other = head.replace(":100:", ":200:").replace("quantile:51", "quantile:52")
+    saved, changed = (config_dict(FederatedExperiment(network=NetworkConfig(head=name))) for name in (head, other))
+    words = rf"^the run directory holds another config \(network\.head was {head} and is {other}\): undo that or use a new"
+    with pytest.raises(InputError, match=words):
+        checkpoint.check_same_config(saved, changed)
 
 
 def test_what_may_change_may_change():
