@@ -155,6 +155,7 @@ def learnt(head, rate):
     return network.apply(state.params, jnp.ones(2), None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", KINDS)
 def test_a_return_with_two_peaks_is_learnt(head):
     """And with a step size of 1e-9 it is not."""

@@ -29,6 +29,8 @@ from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.policy import POLICY, write_policy
 from dqn_jax.runner.records import CHECKPOINTS, SUMMARY, read_returns
 
+pytestmark = pytest.mark.long
+
 FRAMES = killed_run.INITIAL_FRAMES + 6 * killed_run.FRAMES_PER_CHUNK
 """Two checkpoints."""
 ROUNDS = 4

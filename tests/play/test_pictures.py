@@ -125,6 +125,7 @@ def test_what_has_no_picture_is_refused(mine):
         picture_of(config, env_of(config))
 
 
+@pytest.mark.long
 def test_a_film_shows_every_step_of_the_first_episode(tmp_path):
     """Of Catch: the ball falls a row a step, from row 0 to row 9, in cells of 16 pixels."""
     trained = untrained("Catch-bsuite")
