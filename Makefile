@@ -5,7 +5,7 @@ PACKAGES := --requirement requirements.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train check test test-oldest test-newest lint faults wheel-check clean
+.PHONY: train check test test-matrix test-oldest test-newest lint faults wheel-check clean
 
 train: $(INSTALLED)
 	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
@@ -36,6 +36,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every algorithm in every driver, compiled and trained for two chunks: a quarter of an hour, so not part of `make test`, which
+# traces them.
+test-matrix: $(INSTALLED)
+	$(BIN)/python tests/matrix.py --out experiments/results/matrix.json
 
 # Kills, signals and damage at random moments: a quarter of an hour, so not part of `make test`.
 faults: $(INSTALLED)

@@ -1,17 +1,12 @@
-"""Every algorithm is a few fields on any preset, sets what it is named for, and is traced as a whole."""
+"""Every algorithm is a few fields on any preset, and sets what it is named for (test_matrix.py trains it)."""
 
 import importlib
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from dqn_jax.agent import make_agent
 from dqn_jax.algorithms import ALGORITHMS, DQN, fields_of
 from dqn_jax.commands.__main__ import TRAIN
 from dqn_jax.config import DataParallelExperiment, InputError
-from dqn_jax.envs import make_env
-from dqn_jax.networks import make_network
 from dqn_jax.runner.command_line import parse
 from dqn_jax.runner.config_file import config_dict, flatten
 
@@ -20,7 +15,6 @@ JOBS = {
     for job in TRAIN
     if hasattr(module := importlib.import_module(f"dqn_jax.commands.{job.replace('-', '_')}"), "PRESETS")
 }
-SMALL = ["--agent.num-envs", "2", "--agent.batch-size", "4", "--agent.replay-capacity", "16", "--agent.learning-starts", "4"]
 
 
 def fields(algorithm, env="CartPole-v1"):
@@ -66,16 +60,3 @@ def test_what_a_preset_adds_to_dqn_is_left_out():
     assert JOBS["actor-learner"]["apex"].agent.n_step == 3
     agent = parse(JOBS["actor-learner"], "Text.", ["--algorithm", "dqn"]).agent
     assert (agent.n_step, agent.double_q) == (1, False)
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_its_agent_is_traced_and_its_losses_have_one_entry_each(algorithm):
-    config = parse({"a": DataParallelExperiment()}, "Text.", ["--algorithm", algorithm, *SMALL])
-    env = make_env(config.env)
-    agent = make_agent(env, make_network(config.network, env.spec), config.agent)
-    state = jax.eval_shape(agent.init, jax.random.key(0))
-    after, info = jax.eval_shape(agent.step, state)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    assert info["loss"].shape == ()
-    assert ("clipped_mass" in info) == (algorithm in ("c51", "rainbow"))
-    assert jnp.issubdtype(info["q_max"].dtype, jnp.floating)

@@ -1,5 +1,6 @@
 """The snippets of docs/extending.md train in every way of training, by name alone, and do what they are named for."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -7,18 +8,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matrix
 import numpy as np
 import pytest
 from laws.common import assert_bitwise, spec_of
 
 from dqn_jax.agent import hyperparams_of, make_agent
-from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig
-from dqn_jax.distributed import actor_learner, actors, data_parallel, engines, parameter_server, server_on_workers, workers
-from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperiment, ServerConfig, ServerExperiment
+from dqn_jax.config import AgentConfig, InputError, NetworkConfig
 from dqn_jax.envs import make_env
-from dqn_jax.federated import driver as federated
 from dqn_jax.federated.aggregation import make_aggregator
-from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
+from dqn_jax.federated.config import FederatedConfig
 from dqn_jax.federated.sharing import make_sharing
 from dqn_jax.federated.transforms import make_transforms
 from dqn_jax.losses import make_loss
@@ -27,7 +26,6 @@ from dqn_jax.types import Transition
 
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), flags=re.DOTALL)
-SMALL = {"num_envs": 2, "batch_size": 4, "replay_capacity": 32, "learning_starts": 4}
 KEY = jax.random.key(0)
 
 
@@ -66,97 +64,43 @@ AGENTS = {
     ),
 }
 SMALL_NETWORK = {"hidden_sizes": (8,)}
-AGENTS |= {
-    "c51 of ours": ({"loss": "categorical", "double_q": True}, {"head": "dueling-categorical:0:100:5", **SMALL_NETWORK}, {}),
-    "qr-dqn": ({"loss": "quantile"}, {"head": "quantile:5", **SMALL_NETWORK}, {}),
-    "iqn": ({"loss": "quantile"}, {"head": "implicit-quantile:5", **SMALL_NETWORK}, {}),
-    "noisy": ({"loss": "munchausen", "exploration": "greedy"}, {"noisy": True, **SMALL_NETWORK}, {}),
-}
 Q_LAMBDA = {"n_step": 3, "return_lambda": 0.7}
 AGENTS |= {
     "q(lambda)": ({**Q_LAMBDA, "loss": "huber", "double_q": True}, SMALL_NETWORK, {}),
     "prioritised q(lambda)": ({**Q_LAMBDA, "memory": "prioritised"}, SMALL_NETWORK, {"env": "Breakout-MinAtar"}),
 }
-WORKERS = {"num_seeds": 1, "num_devices": 1}
 
 
-def experiment(kind, agent, network, env=None):
-    """The smallest experiment of a way of training, and what makes its driver."""
-    fields = {
-        **(env or {}),
-        "agent": AgentConfig(**SMALL, **agent),
-        "network": NetworkConfig(**network),
-    }
-    runner = RunnerConfig(log_every=4, eval_episodes=32)
-    if kind == "data_parallel":
-        config = DataParallelExperiment(**fields, runner=runner, num_devices=2, num_seeds=1, total_frames=40)
-        return config, data_parallel.from_config
-    if kind == "federated":
-        part = FederatedConfig(
-            num_clients=2,
-            local_steps=2,
-            unseen_envs=1,
-            aggregator="mine:short:0.5",
-            heterogeneity="range:slip:0.0:0.4" if env else "cartpole-length",
-            transforms=("mine:gaussian:0.01",),
-        )
-        runner = RunnerConfig(log_every=1, eval_every=1, eval_episodes=32)
-        return FederatedExperiment(
-            **fields, runner=runner, federated=part, num_seeds=1, num_devices=1, rounds=2
-        ), federated.from_config
-    if kind == "actor_learner":
-        config = ActorLearnerExperiment(
-            **fields,
-            runner=runner,
-            total_frames=200,
-            num_devices=1,
-            backend="threads",
-            actors=ActorLearnerConfig(num_actors=2, acts_per_block=2),
-        )
-        return config, lambda config: actor_learner.from_config(config, engine_of(config, actors.make_job, 2))
-    server = ServerConfig(num_workers=2, replay="shared" if kind == "modelled server" else "local")
-    backend = "device" if kind == "modelled server" else "threads"
-    config = ServerExperiment(**fields, runner=runner, total_frames=200, backend=backend, server=server, **WORKERS)
-    if backend == "device":
-        return config, parameter_server.from_config
-    return config, lambda config: server_on_workers.from_config(config, engine_of(config, workers.make_job, 2))
+def experiment(driver, agent, network, env=None):
+    """The small experiment of a way of training, with parts of a user's."""
+    small = matrix.DRIVERS[driver]
+    agent = dataclasses.replace(small.agent, **agent)
+    config = dataclasses.replace(small, agent=agent, network=NetworkConfig(**network), **(env or {}))
+    if driver != "federated":
+        return config
+    distribution = "range:slip:0.0:0.4" if env else "cartpole-length"
+    parts = {"aggregator": "mine:short:0.5", "heterogeneity": distribution, "transforms": ("mine:gaussian:0.01",)}
+    return dataclasses.replace(config, federated=dataclasses.replace(config.federated, unseen_envs=1, **parts))
 
 
-def engine_of(config, make_job, size):
-    return engines.start("threads", lambda: make_job(config), size)
+SERVERS = ("parameter server in virtual time, one replay", "parameter server on threads")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("agent", "kind"),
+    ("agent", "driver"),
     [
-        *(("munchausen and noise", kind) for kind in ("data_parallel", "modelled server", "server on threads")),
-        *(("c51", kind) for kind in ("data_parallel", "federated", "actor_learner")),
-        ("c51 of ours", "modelled server"),
-        ("qr-dqn", "actor_learner"),
-        ("iqn", "server on threads"),
-        ("noisy", "federated"),
-        *(("q(lambda)", kind) for kind in ("data_parallel", "federated", "server on threads")),
-        ("prioritised q(lambda)", "actor_learner"),
+        *(("munchausen and noise", driver) for driver in ("data-parallel", *SERVERS)),
+        *(("c51", driver) for driver in ("data-parallel", "federated", "actor-learner on threads")),
+        *(("q(lambda)", driver) for driver in ("data-parallel", "federated", "parameter server on threads")),
+        ("prioritised q(lambda)", "actor-learner on threads"),
     ],
 )
-def test_in_every_way_of_training(kind, agent):
-    config, from_config = experiment(kind, *AGENTS[agent])
-    driver, evaluator = from_config(config)
-    try:
-        state = driver.init()
-        before = jax.device_get(driver.params(state))
-        for _ in range(2):
-            state, info = driver.step(state)
-            assert driver.problem(info) is None
-        after = jax.device_get(driver.params(state))
-    finally:
-        driver.close()
-    assert np.isfinite(info["loss"]).all()
-    changed = [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
-    assert all(changed)
-    if kind == "data_parallel":
-        returns, _ = evaluator.play(jax.random.split(KEY, 1), driver.params(state))
+def test_in_every_way_of_training(driver, agent):
+    made, evaluator = matrix.driver_of(experiment(driver, *AGENTS[agent]))
+    state, _, _ = matrix.two_chunks(made)
+    if driver == "data-parallel":
+        returns, _ = evaluator.play(jax.random.split(KEY, 1), made.params(state))
         assert np.isfinite(returns).all()
 
 
@@ -329,5 +273,5 @@ def test_what_a_users_code_raises_is_one_sentence_with_its_place():
 def test_what_a_part_must_not_do_is_found_before_training(agent, network, sentence):
     Path("broken.py").write_text(BROKEN)
     with pytest.raises(InputError, match=sentence):
-        experiment("data_parallel", agent, network)[1](experiment("data_parallel", agent, network)[0])
+        matrix.driver_of(experiment("data-parallel", agent, network))
     sys.modules.pop("broken", None)
