@@ -11,7 +11,7 @@ LEVELS = (
     {"config", "types", "sum_tree"},
     {"lookup", "heads"},
     {"runtime", "presets", "algorithms", "envs", "networks", "td", "exploration", "replay", "virtual_time"},
-    {"losses"},
+    {"losses", "tuned"},
     {"actor", "learner"},
     {"agent"},
     {"evaluation", "mapping"},

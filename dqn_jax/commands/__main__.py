@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write parameters and config to one file",
     "plot": "draw a run's figures again",
     "compare": "learning curves and a table of several runs",
+    "scoreboard": "train every algorithm in every environment, and compare them",
     "envs": "list the environments that need no code of yours",
     "presets": "list the configs to start from",
 }

@@ -1,7 +1,7 @@
 """Command lines of the experiments: flags from a config dataclass, presets, files, and errors as one sentence.
 
-A field has the value of a flag; else that of the run that is resumed; else that of `--config`; else that of `--algorithm`; else
-that of the preset, fitted to a short run. Not here: jax. Flags are parsed before it starts.
+A field has the value of a flag; else that of the run that is resumed; else that of `--config`; else that of `--algorithm`,
+`--tuned` or not; else that of the preset, fitted to a short run. Not here: jax. Flags are parsed before it starts.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from dqn_jax.config import Experiment, InputError, Record, TrainingError, requir
 from dqn_jax.runner.config_file import CONFIG, NUMBERS, config_dict, flatten, nest, read_config, with_values
 from dqn_jax.runner.fitting import FITTED, fitted
 from dqn_jax.runner.signals import Stopped, ended_by_interrupts
+from dqn_jax.tuned import tuned_fields
 
 Config = TypeVar("Config", bound=Experiment)
 Options = TypeVar("Options")
@@ -70,11 +71,13 @@ def parse(presets: Mapping[str, Config], description: str, args: Sequence[str] |
     first.add_argument(_DEBUG, action="store_true")
     first.add_argument("--preset", choices=list(presets))
     first.add_argument("--algorithm", choices=list(ALGORITHMS))
+    first.add_argument("--tuned", action="store_true")
     first.add_argument("--config", type=Path)
     chosen, rest = first.parse_known_args(list(sys.argv[1:] if args is None else args))
     name = chosen.preset or next(iter(presets))
     text = f"{description}\n\n--preset {{{','.join(presets)}}} sets the defaults below (shown: {name}). "
-    text += f"--algorithm {{{','.join(ALGORITHMS)}}} sets fields of agent and network. "
+    text += f"--algorithm {{{','.join(ALGORITHMS)}}} sets fields of agent and network, "
+    text += "with --tuned also those tuned for the environment. "
     text += "--config FILE takes a run's config.json, or part of one, instead. "
     text += f"{_DEBUG} shows the traceback of an error that is otherwise one sentence."
     try:
@@ -88,8 +91,10 @@ def _start(preset: Config, chosen: argparse.Namespace, args: Sequence[str]) -> C
     """Returns the config that flags change: of the run to be resumed, of a file, or of the preset, fitted."""
     given = _given(preset, args)
     config = preset
+    require(chosen.algorithm is not None or not chosen.tuned, "--tuned has no --algorithm beside it: name one")
     if chosen.algorithm is not None:
-        config = with_values(config, nest(fields_of(chosen.algorithm, str(given.get("env", config.env)))))
+        fields = tuned_fields if chosen.tuned else fields_of
+        config = with_values(config, nest(fields(chosen.algorithm, str(given.get("env", config.env)))))
     if chosen.config is not None:
         values = {name: value for name, value in read_config(chosen.config).items() if name not in _OF_THE_RUN}
         config = with_values(config, values, str(chosen.config))
@@ -223,7 +228,7 @@ def _flag(name: str) -> str:
 def _all_flags(config: Any) -> list[str]:
     values = flatten(config_dict(config))
     negated = [_flag(".no-".join(name.rsplit(".", 1)) if "." in name else f"no-{name}") for name in values]
-    return [*map(_flag, values), *negated, "--preset", "--algorithm", "--config", _DEBUG]
+    return [*map(_flag, values), *negated, "--preset", "--algorithm", "--tuned", "--config", _DEBUG]
 
 
 def with_flags(message: str, config: Any) -> str:

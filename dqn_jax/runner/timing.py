@@ -41,13 +41,15 @@ class Contestant:
 
     state: Any
     step: Callable[[Any], tuple[Any, Any]]
+    info: Any = None
+    """What the last turn gave beside the state."""
 
     def turn(self) -> float:
         """Times one call, in seconds."""
         import jax
 
         began = time.perf_counter()
-        self.state, _ = self.step(self.state)
+        self.state, self.info = self.step(self.state)
         jax.block_until_ready(self.state)
         return time.perf_counter() - began
 

@@ -1,0 +1,42 @@
+"""Settings tuned by algorithm and environment, which `--tuned` sets after `--algorithm`.
+
+Of each environment, sizes and schedules that all algorithms share, chosen with `dqn` and `n_step`; of each algorithm in it, the
+learning rate with the best returns on tuning seeds: `dqn-jax scoreboard --tune`, whose rows a test compares with this table.
+C51's supports are with the algorithms. Not here: how rates are tuned (commands.scoreboard).
+"""
+
+from typing import Any, NamedTuple
+
+from dqn_jax.algorithms import fields_of
+from dqn_jax.config import require
+
+
+class Tuned(NamedTuple):
+    """Settings for one environment."""
+
+    shared: dict[str, Any]
+    """Fields of all algorithms, by dotted name; an algorithm's own come first."""
+    learning_rates: dict[str, float]
+    """By algorithm."""
+
+
+TUNED: dict[str, Tuned] = {"CartPole-v1": Tuned({}, {"dqn": 1e-3, "c51": 1e-3})}
+"""By the environment's name."""
+
+
+def tuned_fields(algorithm: str, env: str) -> dict[str, Any]:
+    """Returns the fields that an algorithm sets in an environment, by dotted name, its tuned ones among them.
+
+    Raises:
+      InputError: where the table has none.
+    """
+    known = ", ".join(TUNED)
+    require(env in TUNED, f"env is {env!r}, for which nothing is tuned: take one of {known}, or leave out --tuned")
+    rates = TUNED[env].learning_rates
+    require(algorithm in rates, f"--algorithm {algorithm} is not tuned for {env}: take one of {', '.join(rates)}")
+    return shared_fields(algorithm, env) | {"agent.learning_rate": rates[algorithm]}
+
+
+def shared_fields(algorithm: str, env: str) -> dict[str, Any]:
+    """Returns `tuned_fields` without the learning rate: what is tuned is the rate of an agent with these."""
+    return TUNED[env].shared | fields_of(algorithm, env)
