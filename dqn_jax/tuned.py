@@ -20,8 +20,24 @@ class Tuned(NamedTuple):
     """By algorithm."""
 
 
-TUNED: dict[str, Tuned] = {"CartPole-v1": Tuned({}, {"dqn": 1e-3, "c51": 1e-3})}
-"""By the environment's name."""
+_SMALL = {
+    "agent.num_envs": 8,
+    "agent.updates_per_step": 2,
+    "agent.batch_size": 64,
+    "agent.replay_capacity": 50_000,
+    "agent.learning_starts": 1_000,
+    "agent.epsilon_end": 0.05,
+    "agent.epsilon_decay_frames": 20_000,
+    "network.hidden_sizes": (64, 64),
+}
+"""An update every four frames of a small network; the learning rate falls to 0 with the budget's last updates."""
+
+TUNED: dict[str, Tuned] = {
+    "CartPole-v1": Tuned({**_SMALL, "agent.target_period": 20, "agent.learning_rate_decay_updates": 25_000}, {}),
+    "Acrobot-v1": Tuned({**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000}, {}),
+    "Catch-bsuite": Tuned({**_SMALL, "agent.target_period": 50, "agent.learning_rate_decay_updates": 12_500}, {}),
+}
+"""By the environment's name. Rates fall over the updates of the scoreboard's budgets: for other lengths, change that too."""
 
 
 def tuned_fields(algorithm: str, env: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ BUDGETS = {
     "FourRooms": Budget("FourRooms-misc", 100_000, 1),
     "Breakout": Budget("Breakout-MinAtar", 2_000_000, 10, algorithms=("dqn", "rainbow")),
 }
-EVALUATIONS, EPISODES = 20, 32
+EVALUATIONS, EPISODES = 10, 32
 TUNING_SEEDS, REPORTING_SEEDS = range(1_000, 1_004), range(10)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """The grid of learning rates, by factors of about three; where the best is at an end, the next beyond it is tried too."""
