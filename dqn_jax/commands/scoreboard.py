@@ -117,10 +117,10 @@ def tune(algorithm: str, env: str, chosen: ScoreboardOptions) -> float:
 
 
 def best_rate(rows: Sequence[Row]) -> float:
-    """Returns the learning rate with the largest mean return over the last half of training, the middle one of equals."""
+    """Returns the learning rate with the largest mean return over the last fifth of training, the middle one of equals."""
     scores: dict[float, list[float]] = {}
     for row in rows:
-        scores.setdefault(row.learning_rate, []).append(fmean(row.returns[len(row.returns) // 2 :]))
+        scores.setdefault(row.learning_rate, []).append(fmean(row.returns[-max(1, len(row.returns) // 5) :]))
     means = {rate: fmean(scores[rate]) for rate in sorted(scores)}
     equals = [rate for rate, mean in means.items() if mean == max(means.values())]
     return equals[len(equals) // 2]
