@@ -20,10 +20,10 @@ from dqn_jax.types import Params
 
 
 class Evaluation(NamedTuple):
-    """Undiscounted returns of E episodes."""
+    """Returns of E episodes."""
 
     returns: jax.Array
-    """[E] float32."""
+    """[E] float32, not discounted unless that is asked for."""
     lengths: jax.Array
     """[E] int32 steps."""
     finished: jax.Array
@@ -93,6 +93,7 @@ def make_evaluate(
     num_episodes: int,
     max_steps: int | None = None,
     epsilon: float = 0.0,
+    discount: float = 1.0,
     steps: Stepping | None = None,
 ) -> Callable[..., Evaluation]:
     """Builds a function that plays whole episodes.
@@ -103,6 +104,7 @@ def make_evaluate(
       num_episodes: E, played side by side.
       max_steps: cap on an episode's steps; None takes the environment's time limit.
       epsilon: probability of an action at random, above 0 not quite greedy.
+      discount: of each further reward in the returns.
       steps: how the environment is stepped; None takes what `stepping` chooses.
 
     Returns:
@@ -123,10 +125,11 @@ def make_evaluate(
         return jax.vmap(one)(streams, obs)
 
     @steps.compiled
-    def count(so_far: Evaluation, step: TimeStep) -> Evaluation:
+    def count(so_far: Evaluation, step: TimeStep, time: jax.Array) -> Evaluation:
         counts = ~so_far.finished
+        reward = step.reward if discount == 1 else discount**time * step.reward
         return Evaluation(
-            returns=so_far.returns + jnp.where(counts, step.reward, 0.0),
+            returns=so_far.returns + jnp.where(counts, reward, 0.0),
             lengths=so_far.lengths + counts,
             finished=so_far.finished | step.terminated | step.truncated,
         )
@@ -144,7 +147,7 @@ def make_evaluate(
             time, env_state, obs, result = carry
             actions, keys = choose(params, streams, time, obs)
             env_state, step = steps.step(keys, env_state, actions, env_params)
-            return time + 1, env_state, step.obs, count(result, step)
+            return time + 1, env_state, step.obs, count(result, step, time)
 
         return steps.loop(running, body, (jnp.int32(0), env_state, obs, start))[-1]
 

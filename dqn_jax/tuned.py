@@ -35,6 +35,18 @@ _SMALL = {
 TUNED: dict[str, Tuned] = {
     "CartPole-v1": Tuned({**_SMALL, "agent.target_period": 20, "agent.learning_rate_decay_updates": 25_000}, {}),
     "Acrobot-v1": Tuned({**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000}, {}),
+    "MountainCar-v0": Tuned(
+        {
+            **_SMALL,
+            "agent.updates_per_step": 4,
+            "agent.discount": 0.98,
+            "agent.target_period": 200,
+            "agent.epsilon_end": 0.1,
+            "agent.learning_rate_decay_updates": 75_000,
+            "network.hidden_sizes": (128, 128),
+        },
+        {},
+    ),
     "Catch-bsuite": Tuned({**_SMALL, "agent.target_period": 50, "agent.learning_rate_decay_updates": 12_500}, {}),
 }
 """By the environment's name. Rates fall over the updates of the scoreboard's budgets: for other lengths, change that too."""

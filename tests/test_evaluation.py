@@ -53,6 +53,13 @@ def test_first_episodes_only_once_each(evaluate):
     assert (result.returns.dtype, result.lengths.dtype, result.finished.dtype) == (jnp.float32, jnp.int32, jnp.bool_)
 
 
+def test_returns_may_be_discounted():
+    result = jax.jit(make_evaluate(SCRIPT, LINEAR, NUM_EPISODES, discount=0.5))(jax.random.key(0), PREFERS_1)
+    # 1 + 2 / 2 + 3 / 4 + ...
+    sums = np.cumsum([(time + 1) * 0.5**time for time in range(LONGEST)])
+    np.testing.assert_allclose(result.returns, sums[np.asarray(result.lengths) - 1])
+
+
 def test_actions_are_greedy(evaluate):
     best, worst = (evaluate(jax.random.key(0), params) for params in (PREFERS_1, PREFERS_0))
     np.testing.assert_array_equal(best.lengths, worst.lengths)

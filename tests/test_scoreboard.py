@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from dqn_jax.commands import lanes, scoreboard
-from dqn_jax.commands.scoreboard import BUDGETS, RATES, TUNING_SEEDS, Budget, ScoreboardOptions, best_rate, cell
+from dqn_jax.commands import cells, lanes, scoreboard
+from dqn_jax.commands.cells import RATES, TUNING_SEEDS, best_rate
+from dqn_jax.commands.scoreboard import BUDGETS, Budget, ScoreboardOptions, cell_of
 from dqn_jax.config import InputError
 from dqn_jax.runner.scoreboard import COLUMNS, Row, append_rows, markdown, read_rows, table
 from dqn_jax.runner.scoreboard_plots import profile
@@ -81,7 +82,7 @@ def test_what_is_set_otherwise_is_trained_again(trained, monkeypatch):
 
 def test_tuning_goes_on_until_the_best_rate_is_inside(trained):
     calls, chosen = trained
-    assert scoreboard.tune("dqn", "CartPole", chosen) == 1e-5
+    assert cells.tune(cell_of("dqn", "CartPole"), chosen.out / "tuning.csv") == 1e-5
     assert {rate for rate, _ in calls} == {3e-6, 1e-5, 3e-5, *RATES}
     assert {seed for _, seed in calls} == set(TUNING_SEEDS)
     assert len(calls) == len(set(calls))
@@ -89,13 +90,13 @@ def test_tuning_goes_on_until_the_best_rate_is_inside(trained):
 
 def test_a_rate_that_only_rises_is_refused(trained, monkeypatch):
     _, chosen = trained
-    monkeypatch.setattr(scoreboard, "best_rate", lambda rows: max(row.learning_rate for row in rows))
+    monkeypatch.setattr(cells, "best_rate", lambda rows: max(row.learning_rate for row in rows))
     with pytest.raises(InputError, match="the best learning rate so far"):
-        scoreboard.tune("dqn", "CartPole", chosen)
+        cells.tune(cell_of("dqn", "CartPole"), chosen.out / "tuning.csv")
 
 
 def test_the_best_rate_by_hand():
-    # Means of the last half: 1e-3 has (4 + 6) / 2 = 5, 3e-3 has (9 + 0) / 2 = 4.5; over everything 3e-3 would win.
+    # Means at the end: 1e-3 has (4 + 6) / 2 = 5, 3e-3 has (9 + 0) / 2 = 4.5; over everything 3e-3 would win.
     rows = rows_of((0.0, 4.0), (0.0, 6.0)) + rows_of((50.0, 9.0), (50.0, 0.0), learning_rate=3e-3)
     assert best_rate(rows) == 1e-3
     equal = [ROW._replace(learning_rate=rate, returns=(0.0, 1.0)) for rate in (1e-2, 1e-4, 1e-3)]
@@ -166,4 +167,4 @@ def test_a_quick_scoreboard_from_end_to_end(monkeypatch, tmp_path, capsys):
     assert [row.seed for row in rows] == [0, 1]
     assert all(-1 <= value <= 1 for row in rows for value in (*row.returns, row.random_return))
     # Only a quick run finds a quick run's rows.
-    assert cell("dqn", "Catch", quick=True)[1] == rows[0].settings != cell("dqn", "Catch")[1]
+    assert cell_of("dqn", "Catch", quick=True).settings == rows[0].settings != cell_of("dqn", "Catch").settings

@@ -1,23 +1,19 @@
 """Every algorithm in every environment, by the same rules: `dqn-jax scoreboard` (also experiments/scoreboard.py).
 
-A cell is one algorithm in one environment; its seeds are trained at once. Its rows are written when it is done, and a cell that
-has its rows is not trained again. `--tune` trains each cell at several learning rates, on other seeds.
+What has its rows is not trained again. `--tune` trains each cell at several learning rates, on other seeds; the best of them go
+into `dqn_jax/tuned.py` by hand, and a test compares. Not here: how a cell is trained (cells).
 """
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from dqn_jax import runtime
 from dqn_jax.algorithms import ALGORITHMS
-from dqn_jax.config import DataParallelExperiment, check_whole, require
+from dqn_jax.commands.cells import TUNING_SEEDS, Cell, is_of, make_cell, train, tune
+from dqn_jax.config import check_whole, require
 from dqn_jax.runner.command_line import exit_code_of, options
 from dqn_jax.runner.compiled import keep_compiled
-from dqn_jax.runner.config_file import config_dict, nest, with_values
-from dqn_jax.runner.scoreboard import Row, append_rows, digest_of, markdown, read_rows, table
+from dqn_jax.runner.scoreboard import Row, markdown, read_rows, table
 from dqn_jax.tuned import TUNED, shared_fields, tuned_fields
 
 
@@ -44,10 +40,7 @@ BUDGETS = {
     "FourRooms": Budget("FourRooms-misc", 100_000, 1),
     "Breakout": Budget("Breakout-MinAtar", 2_000_000, 10, algorithms=("dqn", "rainbow")),
 }
-EVALUATIONS, EPISODES = 10, 32
-TUNING_SEEDS, REPORTING_SEEDS = range(1_000, 1_004), range(10)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-"""The grid of learning rates, by factors of about three; where the best is at an end, the next beyond it is tried too."""
+SEEDS = 10
 ROWS, TUNING, TABLE = "rows.csv", "tuning.csv", "table.md"
 
 
@@ -59,7 +52,7 @@ class ScoreboardOptions:
     """Algorithms to train."""
     envs: tuple[str, ...] = tuple(BUDGETS)
     """Environments to train in, by their names in the table of budgets."""
-    num_seeds: int = len(REPORTING_SEEDS)
+    num_seeds: int = SEEDS
     """Seeds of each cell, from 0."""
     num_devices: int | None = None
     """Devices that seeds are divided over; None takes all."""
@@ -89,7 +82,10 @@ def scoreboard() -> None:
         for env in chosen.envs:
             for algorithm in chosen.algorithms:
                 if algorithm in BUDGETS[env].algorithms:
-                    (tune if chosen.tune else report)(algorithm, env, chosen)
+                    if chosen.tune:
+                        tune(cell_of(algorithm, env, chosen.quick), chosen.out / TUNING)
+                    else:
+                        report(algorithm, env, chosen)
     if not chosen.tune:
         draw(chosen.out)
 
@@ -97,98 +93,27 @@ def scoreboard() -> None:
 def report(algorithm: str, env: str, chosen: ScoreboardOptions) -> None:
     """Trains the seeds of a cell that have no row, at its tuned learning rate."""
     rate = tuned_fields(algorithm, BUDGETS[env].env)["agent.learning_rate"]
-    _train(algorithm, env, [(rate, seed) for seed in range(chosen.num_seeds)], chosen, ROWS)
+    train(cell_of(algorithm, env, chosen.quick), [(rate, seed) for seed in range(chosen.num_seeds)], chosen.out / ROWS)
 
 
-def tune(algorithm: str, env: str, chosen: ScoreboardOptions) -> float:
-    """Trains a cell at every learning rate of the grid, and beyond its ends until the best one lies inside; returns that."""
-    rates: tuple[float, ...] = RATES
-    while True:
-        lanes = [(rate, seed) for rate in rates for seed in TUNING_SEEDS]
-        best = best_rate(_train(algorithm, env, lanes, chosen, TUNING))
-        if rates[0] < best < rates[-1]:
-            print(f"{env}, {algorithm}: {best:g}", flush=True)
-            return best
-        require(
-            1e-7 < best < 1,
-            f"{env}, {algorithm}: {best:g} is the best learning rate so far, and the next would make no sense: see the rows",
-        )
-        rates = (_next(best, -1), *rates) if best == rates[0] else (*rates, _next(best, 1))
-
-
-def best_rate(rows: Sequence[Row]) -> float:
-    """Returns the learning rate with the largest mean return over the last fifth of training, the middle one of equals."""
-    scores: dict[float, list[float]] = {}
-    for row in rows:
-        scores.setdefault(row.learning_rate, []).append(fmean(row.returns[-max(1, len(row.returns) // 5) :]))
-    means = {rate: fmean(scores[rate]) for rate in sorted(scores)}
-    equals = [rate for rate, mean in means.items() if mean == max(means.values())]
-    return equals[len(equals) // 2]
-
-
-def _next(rate: float, direction: int) -> float:
-    """Returns the next rate of the grid's kind: 1 and 3 times powers of ten."""
-    power = round(2 * math.log10(rate)) + direction
-    return float(f"{10 ** (power / 2):.0e}")
-
-
-def _train(algorithm: str, env: str, lanes: Sequence[tuple[float, int]], chosen: ScoreboardOptions, name: str) -> list[Row]:
-    """Trains the lanes (learning rate, seed) of a cell that have no row in the file of that name; returns the rows of all."""
-    # Not at the top: these start jax.
-    from dqn_jax.commands.compare import random_return
-    from dqn_jax.commands.lanes import train_lanes
-
-    config, settings = cell(algorithm, env, chosen.quick)
-    path = chosen.out / name
-    rows = {
-        (row.learning_rate, row.seed): row
-        for row in read_rows(path)
-        if (row.algorithm, row.env, row.settings) == (algorithm, env, settings)
-    }
-    missing = [lane for lane in lanes if lane not in rows]
-    if missing:
-        rates, seeds = zip(*missing, strict=True)
-        curves = train_lanes(config, seeds, rates, *(2, 2) if chosen.quick else (EVALUATIONS, EPISODES))
-        at_random = random_return(config_dict(config))
-        returns, seconds = curves.returns.mean(axis=2), curves.seconds / len(missing)
-        new = [
-            Row(algorithm, env, settings, *lane, at_random, *(tuple(x) for x in (curves.frames, curves.updates, seconds, own)))
-            for lane, own in zip(missing, returns.tolist(), strict=True)
-        ]
-        append_rows(path, new)
-        rows |= {(row.learning_rate, row.seed): row for row in new}
-        print(f"{env}, {algorithm}: {len(missing)} lane(s), mean final return {returns[:, -1].mean():.4g}", flush=True)
-    return [rows[lane] for lane in lanes]
-
-
-def cell(algorithm: str, env: str, quick: bool = False) -> tuple[DataParallelExperiment, str]:
-    """Returns a cell's config, whose learning rate is not read, and the digest of its settings."""
+def cell_of(algorithm: str, env: str, quick: bool = False) -> Cell:
+    """Returns the cell of an algorithm in an environment of the table."""
     budget = BUDGETS[env]
-    fields: dict[str, Any] = {"env": budget.env, "env_kwargs": budget.env_kwargs, "total_frames": budget.frames}
-    fields |= shared_fields(algorithm, budget.env)
-    if quick:
-        # Rows of a quick run are not taken for others: their settings differ.
-        fields |= {"total_frames": 2_000, "agent.learning_starts": 1_000, "runner.log_every": 1_000}
-    config = with_values(DataParallelExperiment(num_seeds=1), nest(fields))
-    return config, digest_of(fields | {"evaluations": EVALUATIONS, "episodes": EPISODES})
+    fields = {"env": budget.env, "env_kwargs": budget.env_kwargs, "total_frames": budget.frames}
+    return make_cell(algorithm, env, fields | shared_fields(algorithm, budget.env), quick)
 
 
 def reported(out: Path) -> list[Row]:
     """Reads the rows of a directory that belong to the cells as they are today, in the order of the tables."""
     rows = read_rows(out / ROWS)
     found = []
-    for env in BUDGETS:
-        for algorithm in ALGORITHMS:
-            found += [row for row in rows if (row.algorithm, row.env) == (algorithm, env) and _is_todays(row)]
+    for env, budget in BUDGETS.items():
+        rates = TUNED[budget.env].learning_rates if budget.env in TUNED else {}
+        for algorithm in [name for name in ALGORITHMS if name in rates]:
+            cells = [cell_of(algorithm, env, quick) for quick in (False, True)]
+            mine = [row for row in rows if any(is_of(row, cell) for cell in cells)]
+            found += [row for row in mine if row.learning_rate == rates[algorithm]]
     return found
-
-
-def _is_todays(row: Row) -> bool:
-    env = BUDGETS[row.env].env
-    known = env in TUNED and row.algorithm in TUNED[env].learning_rates
-    if not known or row.learning_rate != TUNED[env].learning_rates[row.algorithm]:
-        return False
-    return row.settings in (cell(row.algorithm, row.env, quick)[1] for quick in (False, True))
 
 
 def draw(out: Path) -> None:
