@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dqn_jax.config import DataParallelExperiment, require
-from dqn_jax.runner.config_file import config_dict, nest, with_values
+from dqn_jax.runner.config_file import config_dict, flatten, nest, with_values
 from dqn_jax.runner.scoreboard import Row, append_rows, digest_of, read_rows
 
 if TYPE_CHECKING:
@@ -46,8 +46,12 @@ def make_cell(arm: str, env: str, fields: dict[str, Any], quick: bool = False) -
     """Makes a cell from the fields that it sets, by dotted name; rows of a quick one are of no other."""
     if quick:
         fields = fields | {"total_frames": 2_000, "agent.learning_starts": 1_000, "runner.log_every": 1_000}
-    config = with_values(DataParallelExperiment(num_seeds=1), nest(fields))
-    return Cell(arm, env, config, digest_of(fields | {"evaluations": EVALUATIONS, "episodes": EPISODES}), quick)
+    start = DataParallelExperiment(num_seeds=1)
+    config = with_values(start, nest(fields))
+    before, after = (flatten(config_dict(one)) for one in (start, config))
+    # A field that is new, with a default that changes nothing, makes no row older.
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    return Cell(arm, env, config, digest_of(changed | {"evaluations": EVALUATIONS, "episodes": EPISODES}), quick)
 
 
 def tune(cell: Cell, path: Path) -> float:
