@@ -1,0 +1,55 @@
+"""Trains one seed of `dqn` and `rainbow` in each environment of the scoreboard, and exports what was learnt.
+
+    python experiments/policies.py   # writes experiments/results/policies/ALGORITHM-ENV.npz, and their returns
+
+Each file is what `dqn-jax export` writes: `dqn-jax play FILE` plays it, `dqn_jax.load(FILE)` gives its `act`.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from dqn_jax import runtime
+from dqn_jax.commands.scoreboard import BUDGETS, cell_of
+from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.compiled import keep_compiled
+from dqn_jax.tuned import TUNED, tuned_fields
+
+ALGORITHMS = ("dqn", "rainbow")
+RESULTS = Path(__file__).parent / "results" / "policies"
+INDEX = "returns.json"
+
+
+def main() -> None:
+    """Trains what has no file yet, exports it, and writes the final greedy return of each."""
+    keep_compiled(True)
+    runtime.setup(1)
+    from dqn_jax.distributed.data_parallel import from_config
+    from dqn_jax.play.load import policy_file
+    from dqn_jax.runner.loop import run
+    from dqn_jax.runner.policy import copy_policy
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    index = RESULTS / INDEX
+    returns = json.loads(index.read_text()) if index.exists() else {}
+    for env, budget in BUDGETS.items():
+        for algorithm in ALGORITHMS:
+            file = RESULTS / f"{algorithm}-{env}.npz"
+            if file.exists() or budget.env not in TUNED:
+                continue
+            config = cell_of(algorithm, env).config
+            rate = tuned_fields(algorithm, budget.env)["agent.learning_rate"]
+            agent = dataclasses.replace(config.agent, learning_rate=rate)
+            periods = dataclasses.replace(config.runner, checkpoint_every=budget.frames)
+            run_dir = Path("runs/policies") / file.stem
+            config = dataclasses.replace(config, agent=agent, runner=periods, run_dir=run_dir, num_devices=1, resume=True)
+            driver, evaluator = from_config(config)
+            summary = run(driver, config, evaluator)
+            copy_policy(policy_file(run_dir), file)
+            returns[file.name] = summary["final_returns"][0]
+            index.write_text(json.dumps(returns, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
