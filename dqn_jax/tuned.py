@@ -58,13 +58,18 @@ def tuned_fields(algorithm: str, env: str) -> dict[str, Any]:
     Raises:
       InputError: where the table has none.
     """
-    known = ", ".join(TUNED)
-    require(env in TUNED, f"env is {env!r}, for which nothing is tuned: take one of {known}, or leave out --tuned")
+    fields = shared_fields(algorithm, env)
     rates = TUNED[env].learning_rates
     require(algorithm in rates, f"--algorithm {algorithm} is not tuned for {env}: take one of {', '.join(rates)}")
-    return shared_fields(algorithm, env) | {"agent.learning_rate": rates[algorithm]}
+    return fields | {"agent.learning_rate": rates[algorithm]}
 
 
 def shared_fields(algorithm: str, env: str) -> dict[str, Any]:
-    """Returns `tuned_fields` without the learning rate: what is tuned is the rate of an agent with these."""
+    """Returns `tuned_fields` without the learning rate: what is tuned is the rate of an agent with these.
+
+    Raises:
+      InputError: where the table has no such environment.
+    """
+    known = ", ".join(TUNED)
+    require(env in TUNED, f"env is {env!r}, for which nothing is tuned: take one of {known}, or leave out --tuned")
     return TUNED[env].shared | fields_of(algorithm, env)

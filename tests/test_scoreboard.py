@@ -162,7 +162,7 @@ def test_a_quick_scoreboard_from_end_to_end(monkeypatch, tmp_path, capsys):
     args = ["--quick", "--envs", "Catch", "--algorithms", "dqn", "--num-seeds", "2", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["scoreboard", *args])
     assert scoreboard.main() == 0, capsys.readouterr().err
-    assert {file.name for file in tmp_path.iterdir()} == {"rows.csv", "table.md", "scores.png", "profiles.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {"rows.csv", "table.md", "origins.json", "scores.png", "profiles.png"}
     rows = read_rows(tmp_path / "rows.csv")
     assert [row.seed for row in rows] == [0, 1]
     assert all(-1 <= value <= 1 for row in rows for value in (*row.returns, row.random_return))

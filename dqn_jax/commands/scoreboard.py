@@ -5,6 +5,7 @@ into `dqn_jax/tuned.py` by hand, and a test compares. Not here: how a cell is tr
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from dqn_jax import runtime
@@ -13,7 +14,7 @@ from dqn_jax.commands.cells import TUNING_SEEDS, Cell, is_of, make_cell, train, 
 from dqn_jax.config import check_whole, require
 from dqn_jax.runner.command_line import exit_code_of, options
 from dqn_jax.runner.compiled import keep_compiled
-from dqn_jax.runner.scoreboard import Row, markdown, read_rows, table
+from dqn_jax.runner.scoreboard import Row, add_origin, markdown, read_rows, table
 from dqn_jax.tuned import TUNED, shared_fields, tuned_fields
 
 
@@ -41,7 +42,7 @@ BUDGETS = {
     "Breakout": Budget("Breakout-MinAtar", 2_000_000, 10, algorithms=("dqn", "rainbow")),
 }
 SEEDS = 10
-ROWS, TUNING, TABLE = "rows.csv", "tuning.csv", "table.md"
+ROWS, TUNING, TABLE, ORIGINS = "rows.csv", "tuning.csv", "table.md", "origins.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +80,15 @@ def scoreboard() -> None:
     if not chosen.only_draw:
         keep_compiled(True)
         runtime.setup(chosen.num_devices)
+        add_origin(chosen.out / ORIGINS)
         for env in chosen.envs:
             for algorithm in chosen.algorithms:
-                if algorithm in BUDGETS[env].algorithms:
-                    if chosen.tune:
-                        tune(cell_of(algorithm, env, chosen.quick), chosen.out / TUNING)
-                    else:
-                        report(algorithm, env, chosen)
+                if chosen.tune and is_set(algorithm, env):
+                    tune(cell_of(algorithm, env, chosen.quick), chosen.out / TUNING)
+                elif is_tuned(algorithm, env):
+                    report(algorithm, env, chosen)
+                elif algorithm in BUDGETS[env].algorithms:
+                    print(f"{env}, {algorithm}: left out, dqn_jax/tuned.py has nothing for it", file=sys.stderr)
     if not chosen.tune:
         draw(chosen.out)
 
@@ -94,6 +97,16 @@ def report(algorithm: str, env: str, chosen: ScoreboardOptions) -> None:
     """Trains the seeds of a cell that have no row, at its tuned learning rate."""
     rate = tuned_fields(algorithm, BUDGETS[env].env)["agent.learning_rate"]
     train(cell_of(algorithm, env, chosen.quick), [(rate, seed) for seed in range(chosen.num_seeds)], chosen.out / ROWS)
+
+
+def is_set(algorithm: str, env: str) -> bool:
+    """Tells whether an algorithm is to be trained in an environment, and what all have in common there is known."""
+    return algorithm in BUDGETS[env].algorithms and BUDGETS[env].env in TUNED
+
+
+def is_tuned(algorithm: str, env: str) -> bool:
+    """Tells whether its learning rate is known, too."""
+    return is_set(algorithm, env) and algorithm in TUNED[BUDGETS[env].env].learning_rates
 
 
 def cell_of(algorithm: str, env: str, quick: bool = False) -> Cell:
@@ -108,11 +121,10 @@ def reported(out: Path) -> list[Row]:
     rows = read_rows(out / ROWS)
     found = []
     for env, budget in BUDGETS.items():
-        rates = TUNED[budget.env].learning_rates if budget.env in TUNED else {}
-        for algorithm in [name for name in ALGORITHMS if name in rates]:
+        for algorithm in [name for name in ALGORITHMS if is_tuned(name, env)]:
+            rate = TUNED[budget.env].learning_rates[algorithm]
             cells = [cell_of(algorithm, env, quick) for quick in (False, True)]
-            mine = [row for row in rows if any(is_of(row, cell) for cell in cells)]
-            found += [row for row in mine if row.learning_rate == rates[algorithm]]
+            found += [row for row in rows if row.learning_rate == rate and any(is_of(row, cell) for cell in cells)]
     return found
 
 
@@ -128,10 +140,19 @@ def draw(out: Path) -> None:
     rows = reported(out)
     require(bool(rows), f"out is {out}, which has no row of today's cells: train some first")
     thresholds = {env: budget.threshold for env, budget in BUDGETS.items()}
-    (out / TABLE).write_text(markdown(table(rows, thresholds)))
+    (out / TABLE).write_text(table_text(rows))
     save(every_seed(rows, thresholds), out / "scores.png")
     save(profiles(rows, thresholds), out / "profiles.png")
     print(*(out / name for name in (TABLE, "scores.png", "profiles.png")), sep="\n")
+
+
+def table_text(rows: list[Row]) -> str:
+    """Writes the table, and which cells have no row."""
+    done = {(row.algorithm, row.env) for row in rows}
+    missing = {env: [name for name in budget.algorithms if (name, env) not in done] for env, budget in BUDGETS.items()}
+    lines = [f"- {env}: {', '.join(names)}" for env, names in missing.items() if names]
+    text = markdown(table(rows, {env: budget.threshold for env, budget in BUDGETS.items()}))
+    return text + ("\n## Not trained so far\n\n" + "\n".join(lines) + "\n" if lines else "")
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dqn_jax.config import InputError, Record
 from dqn_jax.runner.compare import ComparedRun, table_of
+from dqn_jax.runner.records import provenance
 
 COLUMNS = ("algorithm", "env", "settings", "learning_rate", "seed", "random_return", "frames", "updates", "seconds", "returns")
 SERIES = ("frames", "updates", "seconds", "returns")
@@ -93,6 +94,14 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(f"{number:.6g}" for number in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def add_origin(path: Path) -> None:
+    """Adds where rows come from (command, date, hardware, versions) to a list in a JSON file, if it is not there yet."""
+    origins = json.loads(path.read_text()) if path.exists() else []
+    if provenance() not in origins:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([*origins, provenance()], indent=2) + "\n")
 
 
 def table(rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Record]:

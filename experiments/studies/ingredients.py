@@ -23,7 +23,7 @@ from dqn_jax.commands.cells import Cell, make_cell, run, tune, without_row
 from dqn_jax.commands.scoreboard import BUDGETS
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.compiled import keep_compiled
-from dqn_jax.runner.scoreboard import Row, append_rows, read_rows
+from dqn_jax.runner.scoreboard import Row, add_origin, append_rows, read_rows
 from dqn_jax.tuned import shared_fields
 
 ENVS = ("CartPole", "Acrobot")
@@ -59,6 +59,7 @@ def main(only_draw: bool = False) -> None:
     if not only_draw:
         keep_compiled(True)
         runtime.setup(None)
+        add_origin(RESULTS / "origins.json")
         for env in ENVS:
             for arm in ARMS:
                 report(cell_of(arm, env))
