@@ -33,8 +33,37 @@ _SMALL = {
 """An update every four frames of a small network; the learning rate falls to 0 with the budget's last updates."""
 
 TUNED: dict[str, Tuned] = {
-    "CartPole-v1": Tuned({**_SMALL, "agent.target_period": 20, "agent.learning_rate_decay_updates": 25_000}, {}),
-    "Acrobot-v1": Tuned({**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000}, {}),
+    "CartPole-v1": Tuned(
+        {**_SMALL, "agent.target_period": 20, "agent.learning_rate_decay_updates": 25_000},
+        {
+            "dqn": 0.03,
+            "double": 0.01,
+            "dueling": 0.03,
+            "n_step": 0.003,
+            "prioritised": 0.003,
+            "noisy": 0.003,
+            "c51": 0.003,
+            "qr_dqn": 0.03,
+            "munchausen": 0.0003,
+            "rainbow": 0.01,
+            "no_replay": 0.003,
+            "no_target": 0.0003,
+        },
+    ),
+    "Acrobot-v1": Tuned(
+        {**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000},
+        {
+            "dqn": 0.0003,
+            "double": 0.003,
+            "dueling": 0.003,
+            "n_step": 0.001,
+            "prioritised": 0.003,
+            "noisy": 0.001,
+            "munchausen": 0.001,
+            "no_replay": 0.001,
+            "no_target": 0.003,
+        },
+    ),
     "MountainCar-v0": Tuned(
         {
             **_SMALL,
@@ -45,9 +74,20 @@ TUNED: dict[str, Tuned] = {
             "agent.learning_rate_decay_updates": 75_000,
             "network.hidden_sizes": (128, 128),
         },
-        {},
+        {
+            "dqn": 0.003,
+        },
     ),
-    "Catch-bsuite": Tuned({**_SMALL, "agent.target_period": 50, "agent.learning_rate_decay_updates": 12_500}, {}),
+    "Catch-bsuite": Tuned(
+        {**_SMALL, "agent.target_period": 50, "agent.learning_rate_decay_updates": 12_500},
+        {
+            "dqn": 0.001,
+            "double": 0.001,
+            "dueling": 0.001,
+            "n_step": 0.001,
+            "prioritised": 0.001,
+        },
+    ),
 }
 """By the environment's name. Rates fall over the updates of the scoreboard's budgets: for other lengths, change that too."""
 
