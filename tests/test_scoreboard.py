@@ -9,7 +9,7 @@ from dqn_jax.commands import cells, lanes, scoreboard
 from dqn_jax.commands.cells import RATES, TUNING_SEEDS, best_rate
 from dqn_jax.commands.scoreboard import BUDGETS, Budget, ScoreboardOptions, cell_of
 from dqn_jax.config import InputError
-from dqn_jax.runner.scoreboard import COLUMNS, Row, append_rows, markdown, read_rows, table
+from dqn_jax.runner.scoreboard import COLUMNS, Row, append_rows, markdown, paired, paired_text, read_rows, table
 from dqn_jax.runner.scoreboard_plots import profile
 from dqn_jax.tuned import TUNED, Tuned, shared_fields, tuned_fields
 
@@ -114,13 +114,23 @@ def test_the_table_by_hand():
     assert (record["frames_to_threshold"], record["seconds_to_threshold"]) == (20, 1.0)
     assert record["late_collapse"] == pytest.approx(1 / 3)
     assert record["final_ci95_low"] is None
-    assert "| `dqn` | 3 | 365.0 | 365 | - | 67% | 100% | 20 | 1 | 33% |" in markdown([record])
+    assert "| `dqn` | 3 | 365.0 | 365 | - | - | 67% | 100% | 20 | 1 | 33% |" in markdown([record])
 
 
 def test_intervals_begin_with_ten_seeds():
     ten = rows_of(*itertools.repeat((0.0, 5.0), 9), (0.0, 15.0))
     assert table(ten, {"CartPole": 490.0})[0]["final_ci95_low"] is not None
     assert table(ten[:9], {"CartPole": 490.0})[0]["final_ci95_high"] is None
+
+
+def test_differences_are_paired_by_seed():
+    # Seed 0: 7 - 5, seed 1: 9 - 1; seed 2 has no partner.
+    first, other = rows_of((0.0, 5.0), (0.0, 1.0)), rows_of((0.0, 7.0), (0.0, 9.0), (0.0, 900.0), algorithm="c51")
+    records = table(first + other, {"CartPole": 490.0})
+    assert [record["difference"] for record in records] == [None, [5.0, None, None]]
+    many = [rows_of(*[(0.0, float(start + seed)) for seed in range(10)]) for start in (0, 3)]
+    assert paired(many[1], many[0]) == [3.0, 3.0, 3.0]
+    assert paired_text([-3.14, -5.2, -1.1]) == "-3.14 [-5.2, -1.1]"
 
 
 def test_the_profile_by_hand():

@@ -17,6 +17,7 @@ import numpy as np
 from dqn_jax.config import InputError, Record
 from dqn_jax.runner.compare import ComparedRun, table_of
 from dqn_jax.runner.records import provenance
+from dqn_jax.runner.statistics import bootstrap_ci95
 
 COLUMNS = ("algorithm", "env", "settings", "learning_rate", "seed", "random_return", "frames", "updates", "seconds", "returns")
 SERIES = ("frames", "updates", "seconds", "returns")
@@ -112,18 +113,38 @@ def table(rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Record]:
       thresholds: the return to reach, by environment.
 
     Returns:
-      `compare.table_of`'s records with `algorithm`, `env` and `at_threshold`, the share of seeds whose final return reaches the
-      threshold. Below ten seeds the interval is null: a bootstrap of so few covers less than it says.
+      `compare.table_of`'s records with `algorithm`, `env`; `at_threshold`, the share of seeds whose final return reaches the
+      threshold; and `difference` [mean, low, high], `paired` with the first algorithm there. Below ten seeds intervals are null: a
+      bootstrap of so few covers less than it says.
     """
+    first = {env: next(row.algorithm for row in rows if row.env == env) for env in {row.env for row in rows}}
     records = []
     for algorithm, env in dict.fromkeys((row.algorithm, row.env) for row in rows):
-        run = run_of([row for row in rows if (row.algorithm, row.env) == (algorithm, env)])
+        mine, others = ([row for row in rows if (row.algorithm, row.env) == (name, env)] for name in (algorithm, first[env]))
+        run = run_of(mine)
         record = table_of([run], thresholds[env], [run.config["random_return"]])[0]
         if record["seeds"] < FEW:
             record |= {"final_ci95_low": None, "final_ci95_high": None}
         share = float(np.mean(run.returns[:, -1] >= thresholds[env]))
-        records.append({"algorithm": algorithm, "env": env, "at_threshold": share} | record)
+        difference = None if algorithm == first[env] else paired(mine, others)
+        records.append({"algorithm": algorithm, "env": env, "at_threshold": share, "difference": difference} | record)
     return records
+
+
+def paired(rows: Sequence[Row], others: Sequence[Row]) -> list[float | None]:
+    """Computes the mean difference of final returns over the seeds that both have, and its 95% bootstrap interval."""
+    theirs = {row.seed: row.returns[-1] for row in others}
+    differences = np.array([row.returns[-1] - theirs[row.seed] for row in rows if row.seed in theirs])
+    interval = [float(end) for end in bootstrap_ci95(differences)] if len(differences) >= FEW else [None, None]
+    return [float(np.mean(differences)), *interval]
+
+
+def paired_text(difference: list[float | None] | None) -> str:
+    """Writes a paired difference, as "-3.1 [-5.2, -1.1]"."""
+    if difference is None:
+        return "-"
+    mean, low, high = difference
+    return f"{mean:.3g}" + ("" if low is None else f" [{low:.3g}, {high:.3g}]")
 
 
 def run_of(rows: Sequence[Row]) -> ComparedRun:
@@ -142,13 +163,18 @@ def markdown(records: Sequence[Record]) -> str:
         lines = [
             f"## {env}\n",
             f"Threshold {mine[0]['threshold']:g}, random policy {mine[0]['random_return']:.3g}.\n",
-            "| algorithm | seeds | final return | interquartile mean | 95% interval | at the threshold | ever reached it | "
-            "frames to it | seconds to it | late collapse |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            f"| {' | '.join(_HEAD)} |",
+            "|---" * len(_HEAD) + "|",
         ]
         lines += ["| " + " | ".join(_cells(record)) + " |" for record in mine]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+_HEAD = (
+    *("algorithm", "seeds", "final return", "interquartile mean", "95% interval", "difference from the first"),
+    *("at the threshold", "ever reached it", "frames to it", "seconds to it", "late collapse"),
+)
 
 
 def _cells(record: Record) -> list[str]:
@@ -162,6 +188,7 @@ def _cells(record: Record) -> list[str]:
         number(record["final_mean"], ".3f") if abs(record["final_mean"]) < 10 else number(record["final_mean"], ".1f"),
         number(record["final_iqm"], ".4g"),
         "-" if low is None else f"{low:.4g} to {high:.4g}",
+        paired_text(record["difference"]),
         number(record["at_threshold"], ".0%"),
         number(record["threshold_share"], ".0%"),
         number(record["frames_to_threshold"], ",.0f"),

@@ -23,7 +23,7 @@ from dqn_jax.commands.cells import Cell, make_cell, run, tune, without_row
 from dqn_jax.commands.scoreboard import BUDGETS
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.compiled import keep_compiled
-from dqn_jax.runner.scoreboard import Row, add_origin, append_rows, read_rows
+from dqn_jax.runner.scoreboard import Row, add_origin, append_rows, paired, paired_text, read_rows
 from dqn_jax.tuned import shared_fields
 
 ENVS = ("CartPole", "Acrobot")
@@ -138,8 +138,31 @@ def overestimates(env: str, arm: str) -> list[float]:
     return [float(line["predicted"]) - float(line["discounted"]) for line in lines if line["settings"] == settings]
 
 
+def table() -> str:
+    """Writes what each arm reached, its difference from the arm that it changes, and by how much it overestimates."""
+    parts = []
+    for env in ENVS:
+        lines = [
+            f"## {env}\n",
+            "| arm | learning rate | seeds | final return | difference | overestimate |",
+            "|---|---|---|---|---|---|",
+        ]
+        for arm in ARMS:
+            rows, base = final_rows(env, arm), "rainbow" if arm in WITHOUT else "C = 100"
+            if not rows:
+                lines.append(f"| {arm} | not trained so far | | | | |")
+                continue
+            difference = None if arm == base else paired(rows, final_rows(env, base))
+            final, over = (np.mean(x) for x in ([row.returns[-1] for row in rows], overestimates(env, arm)))
+            cells = [arm, f"{rows[0].learning_rate:g}", str(len(rows)), f"{final:.1f}", paired_text(difference), f"{over:.3g}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
 def draw() -> None:
-    """Draws final returns and overestimates of every arm: a dot a seed, the bar their mean."""
+    """Writes the table, and draws final returns and overestimates of every arm: a dot a seed, the bar their mean."""
+    (RESULTS / "table.md").write_text(table())
     figure = Figure(figsize=(12, 3.3 * len(ENVS)), layout="constrained")
     for (left, right), env in zip(figure.subplots(len(ENVS), 2, sharey=True, squeeze=False), ENVS, strict=True):
         for height, arm in enumerate(ARMS):
