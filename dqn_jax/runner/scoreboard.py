@@ -114,7 +114,7 @@ def table(rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Record]:
 
     Returns:
       `compare.table_of`'s records with `algorithm`, `env`; `at_threshold`, the share of seeds whose final return reaches the
-      threshold; and `difference` [mean, low, high], `paired` with the first algorithm there. Below ten seeds intervals are null: a
+      threshold; `difference` [mean, low, high], `paired` with the first algorithm there. Below ten seeds intervals are null: a
       bootstrap of so few covers less than it says.
     """
     first = {env: next(row.algorithm for row in rows if row.env == env) for env in {row.env for row in rows}}
