@@ -50,18 +50,20 @@ ARMS = {**{arm: ("rainbow", fields) for arm, fields in WITHOUT.items()}, **{arm:
 VALUES = ("arm", "env", "settings", "seed", "predicted", "discounted")
 
 
-def main(only_draw: bool = False) -> None:
+def main(envs: tuple[str, ...] = ENVS, arms: tuple[str, ...] = tuple(ARMS), only_draw: bool = False) -> None:
     """Tunes and trains every arm, then draws.
 
     Args:
+      envs: environments to train in.
+      arms: arms to train.
       only_draw: draw again from the committed rows.
     """
     if not only_draw:
         keep_compiled(True)
         runtime.setup(None)
         add_origin(RESULTS / "origins.json")
-        for env in ENVS:
-            for arm in ARMS:
+        for env in envs:
+            for arm in arms:
                 report(cell_of(arm, env))
     draw()
 

@@ -1,0 +1,76 @@
+"""Proves that the committed scoreboard is whole: tuned rates, rows, tables and checkpoints belong to one another and to the code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dqn_jax
+from dqn_jax.commands.cells import TUNING_SEEDS, best_rate, is_of
+from dqn_jax.commands.scoreboard import BUDGETS, cell_of, is_tuned, reported, table_text
+from dqn_jax.play.episodes import play
+from dqn_jax.runner.scoreboard import read_rows
+from dqn_jax.tuned import TUNED
+from experiments.studies import ingredients
+
+RESULTS = Path(__file__).parent.parent / "experiments" / "results"
+SCOREBOARD, POLICIES = RESULTS / "scoreboard", RESULTS / "policies"
+CELLS = [(algorithm, env) for env, budget in BUDGETS.items() for algorithm in budget.algorithms if is_tuned(algorithm, env)]
+
+
+def rows_by_cell(path):
+    """{(algorithm, environment): rows}."""
+    cells = {}
+    for row in read_rows(path):
+        cells.setdefault((row.algorithm, row.env), []).append(row)
+    return cells
+
+
+@pytest.mark.parametrize(("algorithm", "env"), CELLS)
+def test_a_tuned_rate_is_the_best_of_its_committed_rows_and_inside_their_grid(algorithm, env):
+    rows = [row for row in rows_by_cell(SCOREBOARD / "tuning.csv")[algorithm, env] if is_of(row, cell_of(algorithm, env))]
+    rates = {row.learning_rate for row in rows}
+    for rate in rates:
+        assert sorted(row.seed for row in rows if row.learning_rate == rate) == list(TUNING_SEEDS)
+    assert best_rate(rows) == TUNED[BUDGETS[env].env].learning_rates[algorithm]
+    assert min(rates) < best_rate(rows) < max(rates)
+
+
+def test_every_committed_row_is_of_a_cell_as_it_is_today():
+    rows = read_rows(SCOREBOARD / "rows.csv")
+    assert sorted(reported(SCOREBOARD)) == sorted(rows)
+    lanes = [(row.algorithm, row.env, row.seed) for row in rows]
+    assert len(lanes) == len(set(lanes))
+    assert not {row.seed for row in rows} & set(TUNING_SEEDS)
+
+
+def test_the_committed_table_is_made_of_the_committed_rows():
+    assert (SCOREBOARD / "table.md").read_text() == table_text(reported(SCOREBOARD))
+
+
+def test_the_study_of_ingredients_is_of_its_arms_and_rows():
+    path = ingredients.RESULTS
+    tuning = rows_by_cell(path / "tuning.csv")
+    for (arm, env), rows in rows_by_cell(path / "rows.csv").items():
+        cell = ingredients.cell_of(arm, env)
+        assert all(is_of(row, cell) for row in rows)
+        best = best_rate([row for row in tuning[arm, env] if is_of(row, cell)])
+        assert {row.learning_rate for row in rows} == {best}
+        assert len(ingredients.overestimates(env, arm)) == len(rows)
+    assert (path / "table.md").read_text() == ingredients.table()
+
+
+@pytest.mark.long
+def test_committed_checkpoints_play_as_well_as_they_did():
+    returns = json.loads((POLICIES / "returns.json").read_text())
+    files = sorted(file.name for file in POLICIES.glob("*.npz"))
+    assert files == sorted(returns)
+    assert sum((POLICIES / file).stat().st_size for file in files) <= 3 * 2**20
+    for file in files:
+        trained = dqn_jax.load(POLICIES / file)
+        budget = BUDGETS[file.removesuffix(".npz").partition("-")[2]]
+        assert trained.config.env == budget.env
+        mean = float(np.mean(play([trained], trained.config.runner.eval_episodes).returns))
+        # The same episodes; on another machine a rounding may end some of them otherwise.
+        assert mean == pytest.approx(returns[file], rel=0.1, abs=0.1)
