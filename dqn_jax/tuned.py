@@ -86,6 +86,12 @@ TUNED: dict[str, Tuned] = {
             "dueling": 0.001,
             "n_step": 0.001,
             "prioritised": 0.001,
+            "noisy": 0.003,
+            "c51": 0.003,
+            "munchausen": 0.001,
+            "rainbow": 0.003,
+            "no_replay": 0.001,
+            "no_target": 0.001,
         },
     ),
 }

@@ -1,4 +1,4 @@
-"""Proves that the committed scoreboard is whole: tuned rates, rows, tables and checkpoints belong to one another and to the code."""
+"""Proves that the committed scoreboard is whole: rates, rows, tables and checkpoints belong to one another and to the code."""
 
 import json
 from pathlib import Path
