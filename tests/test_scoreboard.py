@@ -9,8 +9,9 @@ from dqn_jax.commands import cells, lanes, scoreboard
 from dqn_jax.commands.cells import RATES, TUNING_SEEDS, best_rate
 from dqn_jax.commands.scoreboard import BUDGETS, Budget, ScoreboardOptions, cell_of
 from dqn_jax.config import InputError
+from dqn_jax.runner.plots import save
 from dqn_jax.runner.scoreboard import COLUMNS, Row, append_rows, markdown, paired, paired_text, read_rows, table
-from dqn_jax.runner.scoreboard_plots import profile
+from dqn_jax.runner.scoreboard_plots import every_seed, profile, profiles
 from dqn_jax.tuned import TUNED, Tuned, shared_fields, tuned_fields
 
 ROW = Row("dqn", "CartPole", "abc", 1e-3, 0, 20.0, (10.0, 20.0), (1.0, 2.0), (0.5, 1.0), (100.0, 500.0))
@@ -138,6 +139,13 @@ def test_the_profile_by_hand():
     rows = rows_of((0.0, 70.0), (0.0, 120.0)) + rows_of((0.0, 20.0), env="Acrobot")
     shares = profile(rows, {"CartPole": 120.0, "Acrobot": 120.0}, np.array([0.0, 0.5, 0.75, 1.0]))
     np.testing.assert_allclose(shares, [1, 0.5, 0.25, 0.25])
+
+
+def test_figures_of_algorithms_without_a_common_environment(tmp_path):
+    rows = rows_of((0.0, 70.0)) + rows_of((0.0, 20.0), env="Acrobot", algorithm="c51")
+    for draw in (every_seed, profiles):
+        save(draw(rows, {"CartPole": 120.0, "Acrobot": 120.0}), tmp_path / "figure.png")
+    assert np.isnan(profile([], {}, np.array([0.0, 1.0]))).all()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Proves that the committed scoreboard is whole: rates, rows, tables and checkpoints belong to one another and to the code."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,25 @@ def test_committed_checkpoints_play_as_well_as_they_did():
         mean = float(np.mean(play([trained], trained.config.runner.eval_episodes).returns))
         # The same episodes; on another machine a rounding may end some of them otherwise.
         assert mean == pytest.approx(returns[file], rel=0.1, abs=0.1)
+
+
+def learnt_of_the_page():
+    """[(environment, frames, threshold, algorithm, seeds, share at the threshold in percent)], as the page's table has them."""
+    text = (RESULTS.parents[1] / "docs" / "results" / "scoreboard.md").read_text()
+    lines = re.findall(r"^\| (\S+) \| ([\d,]+) \| (-?\d+) \| `(\w+)` \| (\d+) \| (\d+)% \|$", text, re.M)
+    return [
+        (env, int(frames.replace(",", "")), *(int(x) if x[-1].isdigit() else x for x in rest)) for env, frames, *rest in lines
+    ]
+
+
+def test_what_the_page_calls_learnt_was_learnt_by_four_of_five_seeds():
+    rows = reported(SCOREBOARD)
+    lines = learnt_of_the_page()
+    assert {line[0] for line in lines} == {"CartPole", "Acrobot", "MountainCar", "Catch"}
+    for env, frames, threshold, algorithm, seeds, percent in lines:
+        finals = [row.returns[-1] for row in rows if (row.env, row.algorithm) == (env, algorithm)]
+        budget = BUDGETS[env]
+        assert (budget.frames, budget.threshold, len(finals)) == (frames, threshold, seeds)
+        assert f"{np.mean(np.array(finals) >= threshold):.0%}" == f"{percent}%"
+        assert seeds >= 30
+        assert percent >= 80

@@ -54,7 +54,9 @@ def profiles(rows: Sequence[Row], thresholds: Mapping[str, float]) -> Figure:
 
 
 def profile(rows: Sequence[Row], thresholds: Mapping[str, float], levels: np.ndarray) -> np.ndarray:
-    """Computes the share of runs [L] whose score is at least each level [L], the mean over environments."""
+    """Computes the share of runs [L] whose score is at least each level [L], the mean over environments; NaN without any."""
+    if not rows:
+        return np.full(len(levels), np.nan)
     scores: dict[str, list[float]] = {}
     for row in rows:
         score = (row.returns[-1] - row.random_return) / (thresholds[row.env] - row.random_return)
