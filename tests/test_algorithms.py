@@ -1,6 +1,7 @@
 """Every algorithm is a few fields on any preset, and sets what it is named for (test_matrix.py trains it)."""
 
 import importlib
+import json
 
 import pytest
 
@@ -9,6 +10,7 @@ from dqn_jax.commands.__main__ import TRAIN
 from dqn_jax.config import DataParallelExperiment, InputError
 from dqn_jax.runner.command_line import parse
 from dqn_jax.runner.config_file import config_dict, flatten
+from dqn_jax.tuned import tuned_fields
 
 JOBS = {
     job: module.PRESETS
@@ -54,6 +56,41 @@ def test_the_support_is_of_the_environment_and_flags_come_last():
     }
     for flags, head in heads.items():
         assert parse(presets, "Text.", ["--algorithm", "c51", *flags]).network.head == head
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_tuned_settings_compose_with_any_preset(job):
+    for name, preset in JOBS[job].items():
+        flags = ["--preset", name, "--env", "CartPole-v1", "--algorithm", "double", "--tuned"]
+        before, after = (flatten(config_dict(config)) for config in (preset, parse(JOBS[job], "Text.", flags)))
+        tuned = json.loads(json.dumps(tuned_fields("double", "CartPole-v1")))
+        assert after == before | tuned | {"env": "CartPole-v1"}
+
+
+def test_tuned_settings_come_after_the_algorithm_and_before_files_and_flags(tmp_path):
+    presets = {"a": DataParallelExperiment()}
+    tuned = ["--algorithm", "no_target", "--tuned"]
+    agent = parse(presets, "Text.", tuned).agent
+    assert (
+        (agent.target_period, agent.batch_size) == (1, 64) != (presets["a"].agent.target_period, presets["a"].agent.batch_size)
+    )
+    assert agent.learning_rate == tuned_fields("no_target", "CartPole-v1")["agent.learning_rate"]
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"agent": {"batch_size": 16, "num_envs": 4}}))
+    agent = parse(presets, "Text.", [*tuned, "--config", str(file), "--agent.num-envs", "2"]).agent
+    assert (agent.batch_size, agent.num_envs, agent.replay_capacity) == (16, 2, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tuned"], "--tuned has no --algorithm beside it: name one"),
+        (["--tuned", "--algorithm", "dqn", "--env", "Pong-misc"], "--env is 'Pong-misc', for which nothing is tuned"),
+    ],
+)
+def test_what_is_not_tuned_is_one_sentence(flags, said):
+    with pytest.raises(InputError, match=said):
+        parse({"a": DataParallelExperiment()}, "Text.", flags)
 
 
 def test_what_a_preset_adds_to_dqn_is_left_out():
