@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from dqn_jax import runtime
-from dqn_jax.commands.scoreboard import BUDGETS, cell_of
+from dqn_jax.commands.scoreboard import BUDGETS, cell_of, is_tuned
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.compiled import keep_compiled
-from dqn_jax.tuned import TUNED, tuned_fields
+from dqn_jax.tuned import tuned_fields
 
 ALGORITHMS = ("dqn", "rainbow")
 RESULTS = Path(__file__).parent / "results" / "policies"
@@ -36,7 +36,7 @@ def main() -> None:
     for env, budget in BUDGETS.items():
         for algorithm in ALGORITHMS:
             file = RESULTS / f"{algorithm}-{env}.npz"
-            if file.exists() or budget.env not in TUNED:
+            if file.exists() or not is_tuned(algorithm, env):
                 continue
             config = cell_of(algorithm, env).config
             rate = tuned_fields(algorithm, budget.env)["agent.learning_rate"]
