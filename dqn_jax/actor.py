@@ -208,7 +208,6 @@ def whole_window(window: Window) -> Transition:
       Transition with r_t and discount_t [n], s_t [n, ...].
     """
     steps, ended = window
-    chex.assert_equal_shape([ended, steps.r_t, steps.discount_t, steps.a_tm1])
     place = jnp.arange(len(ended))
     last = jnp.argmax(ended.at[-1].set(True))
     return Transition(

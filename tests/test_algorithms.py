@@ -7,7 +7,7 @@ import pytest
 
 from dqn_jax.algorithms import ALGORITHMS, DQN, fields_of
 from dqn_jax.commands.__main__ import TRAIN
-from dqn_jax.config import DataParallelExperiment, InputError
+from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError
 from dqn_jax.runner.command_line import parse
 from dqn_jax.runner.config_file import config_dict, flatten
 from dqn_jax.tuned import tuned_fields
@@ -102,3 +102,5 @@ def test_what_a_preset_adds_to_dqn_is_left_out():
     assert JOBS["actor-learner"]["apex"].agent.n_step == 3
     agent = parse(JOBS["actor-learner"], "Text.", ["--algorithm", "dqn"]).agent
     assert (agent.n_step, agent.double_q) == (1, False)
+    presets = {"a": DataParallelExperiment(agent=AgentConfig(n_step=3, return_lambda=0.5))}
+    assert parse(presets, "Text.", ["--algorithm", "rainbow"]).agent.return_lambda is None

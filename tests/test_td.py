@@ -147,11 +147,13 @@ class TestLambdaReturns(chex.TestCase):
         assert found == 7
         np.testing.assert_array_equal(slope, [0, 0, 0.125])
 
-    def test_refuses_a_batch_and_other_lengths(self):
+    def test_refuses_a_batch_other_lengths_and_whole_numbers(self):
         with pytest.raises(AssertionError, match="rank"):
             td.lambda_returns(*(x[None] for x in self.ARGS), 0.5)
         with pytest.raises(AssertionError, match="shape"):
             td.lambda_returns(self.ARGS[0], self.ARGS[1], self.ARGS[2][:1], 0.5)
+        with pytest.raises(AssertionError, match="type"):
+            td.lambda_returns(*self.ARGS, 1)
 
 
 class TestLosses(chex.TestCase):
