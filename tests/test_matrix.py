@@ -86,6 +86,8 @@ def test_it_is_traced_or_refused(traced, driver, algorithm):
     assert len(traced) >= 2
     assert shapes_of(after) == shapes_of(state)
     assert {"frames", "updates", "episodes", "return_sum", "finite"} <= info.keys()
+    # The mean return is the run loop's, of episodes.
+    assert "return" not in info
     assert info["loss"].shape == (config.num_seeds,)
     assert np.issubdtype(info["loss"].dtype, np.floating)
     # No driver knows of them, and each reports them.
