@@ -59,6 +59,7 @@ TUNED: dict[str, Tuned] = {
             "n_step": 0.001,
             "prioritised": 0.003,
             "noisy": 0.001,
+            "c51": 0.001,
             "munchausen": 0.001,
             "no_replay": 0.001,
             "no_target": 0.003,

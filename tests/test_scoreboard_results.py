@@ -11,7 +11,7 @@ import dqn_jax
 from dqn_jax.commands.cells import TUNING_SEEDS, best_rate, is_of
 from dqn_jax.commands.scoreboard import BUDGETS, cell_of, is_tuned, reported, table_text
 from dqn_jax.play.episodes import play
-from dqn_jax.runner.scoreboard import read_rows
+from dqn_jax.runner.scoreboard import paired, read_rows, table
 from dqn_jax.tuned import TUNED
 from experiments.studies import ingredients
 
@@ -97,3 +97,40 @@ def test_what_the_page_calls_learnt_was_learnt_by_four_of_five_seeds():
         assert f"{np.mean(np.array(finals) >= threshold):.0%}" == f"{percent}%"
         assert seeds >= 30
         assert percent >= 80
+
+
+def named(page):
+    """{(environment, "above" or "below", base): arms} of a page's lines such as "- Catch: `c51` and `iqn` end below `dqn`."."""
+    text = (RESULTS.parents[1] / "docs" / "results" / f"{page}.md").read_text()
+    lines = re.findall(r"^- (\w+): (.+) ends? (above|below) `(.+)`\.$", text, re.M)
+    return {(env, side, base): set(re.findall(r"`([^`]+)`", arms)) for env, arms, side, base in lines}
+
+
+def shown(differences):
+    """The same, of {(environment, arm, base): paired difference}: those whose interval leaves out 0."""
+    found = {}
+    for (env, arm, base), (_, low, high) in differences.items():
+        if low is not None and (low > 0 or high < 0):
+            found.setdefault((env, "above" if low > 0 else "below", base), set()).add(arm)
+    return found
+
+
+def test_the_scoreboards_page_names_the_differences_that_are_shown():
+    records = table(reported(SCOREBOARD), {env: budget.threshold for env, budget in BUDGETS.items()})
+    paired = {(x["env"], x["algorithm"], "dqn"): x["difference"] for x in records if x["algorithm"] != "dqn"}
+    assert named("scoreboard") == shown(paired)
+
+
+def test_the_page_of_ingredients_names_the_differences_that_are_shown():
+    pairs = {
+        (env, arm, base): (ingredients.final_rows(env, arm), ingredients.final_rows(env, base))
+        for env in ingredients.ENVS
+        for arm in ingredients.ARMS
+        if arm != (base := ingredients.base_of(arm))
+    }
+    assert named("ingredients") == shown({key: paired(*rows) for key, rows in pairs.items() if all(rows)})
+
+
+def test_dqn_overestimates_but_for_what_the_page_says():
+    means = {(env, arm): np.mean(ingredients.overestimates(env, arm)) for env in ingredients.ENVS for arm in ingredients.DQN}
+    assert [cell for cell, mean in means.items() if mean < 0] == [("CartPole", "C = 1000")]

@@ -140,6 +140,11 @@ def overestimates(env: str, arm: str) -> list[float]:
     return [float(line["predicted"]) - float(line["discounted"]) for line in lines if line["settings"] == settings]
 
 
+def base_of(arm: str) -> str:
+    """Returns the arm that another is compared with."""
+    return "rainbow" if arm in WITHOUT else "C = 100"
+
+
 def table() -> str:
     """Writes what each arm reached, its difference from the arm that it changes, and by how much it overestimates."""
     parts = []
@@ -150,7 +155,7 @@ def table() -> str:
             "|---|---|---|---|---|---|",
         ]
         for arm in ARMS:
-            rows, base = final_rows(env, arm), "rainbow" if arm in WITHOUT else "C = 100"
+            rows, base = final_rows(env, arm), base_of(arm)
             if not rows:
                 lines.append(f"| {arm} | not trained so far | | | | |")
                 continue
