@@ -23,6 +23,8 @@ PAGES = sorted(page for page in (DOCS / "results").glob("*.md") if page.name != 
 TEXTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 # Where a page has a file of its own name but another extension or place.
 SOURCES = {
+    "scoreboard": "scoreboard/origins.json",
+    "ingredients": "ingredients/origins.json",
     "quickstart": "quickstart/summary.json",
     "federated_comparison": "federated/comparison.json",
     "speed": "benchmark-cpu.json",
@@ -114,8 +116,9 @@ def test_page_says_where_it_comes_from(page):
     parts = ["**Question.**", *(f"- {name}: " for name in ("Command", "Seeds", "Hardware", "Date", "Raw data"))]
     assert [part for part in [*parts, "## What it does not show"] if part not in text] == []
     result = kept(SOURCES.get(page.stem, f"{page.stem}.json"))
-    origin = result.get("origin", result)
-    if "command" in origin:
+    for origin in result if isinstance(result, list) else [result.get("origin", result)]:
+        if "command" not in origin:
+            continue
         assert re.search("- Date: (.*)", text)[1] == origin["date"]
         script = Path(origin["command"].split()[1]).name.replace("federated.py", "federated_comparison.py")
         assert f"/{script}" in text.split("- Command: ")[1].split("- Seeds: ")[0]

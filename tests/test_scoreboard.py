@@ -137,8 +137,8 @@ def test_differences_are_paired_by_seed():
 def test_the_profile_by_hand():
     # Scores (return - 20) / (120 - 20): 0.5 and 1 in one environment, 0 in another, which weighs the same.
     rows = rows_of((0.0, 70.0), (0.0, 120.0)) + rows_of((0.0, 20.0), env="Acrobot")
-    shares = profile(rows, {"CartPole": 120.0, "Acrobot": 120.0}, np.array([0.0, 0.5, 0.75, 1.0]))
-    np.testing.assert_allclose(shares, [1, 0.5, 0.25, 0.25])
+    shares = profile(rows, {"CartPole": 120.0, "Acrobot": 120.0}, np.array([0.0, 0.1, 0.5, 0.6, 1.0]))
+    np.testing.assert_allclose(shares, [1, 0.5, 0.5, 0.25, 0.25])
 
 
 def test_figures_of_algorithms_without_a_common_environment(tmp_path):

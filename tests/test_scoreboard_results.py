@@ -82,7 +82,8 @@ def learnt_of_the_page():
     text = (RESULTS.parents[1] / "docs" / "results" / "scoreboard.md").read_text()
     lines = re.findall(r"^\| (\S+) \| ([\d,]+) \| (-?\d+) \| `(\w+)` \| (\d+) \| (\d+)% \|$", text, re.M)
     return [
-        (env, int(frames.replace(",", "")), *(int(x) if x[-1].isdigit() else x for x in rest)) for env, frames, *rest in lines
+        (env, int(frames.replace(",", "")), int(threshold), algorithm, int(seeds), int(percent))
+        for env, frames, threshold, algorithm, seeds, percent in lines
     ]
 
 
