@@ -12,17 +12,25 @@ from pathlib import Path
 
 from dqn_jax import runtime
 from dqn_jax.commands.scoreboard import BUDGETS, cell_of, is_tuned
-from dqn_jax.runner.command_line import exit_code_of
+from dqn_jax.runner.command_line import exit_code_of, options
 from dqn_jax.runner.compiled import keep_compiled
 from dqn_jax.tuned import tuned_fields
 
 ALGORITHMS = ("dqn", "rainbow")
-RESULTS = Path(__file__).parent / "results" / "policies"
 INDEX = "returns.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where the files go."""
+
+    out: Path = Path(__file__).parent / "results" / "policies"
+    """Directory; what is there already is not trained again."""
 
 
 def main() -> None:
     """Trains what has no file yet, exports it, and writes the final greedy return of each."""
+    out = options(Options(), "Trains and exports a seed of each algorithm in each environment.").out
     keep_compiled(True)
     runtime.setup(1)
     from dqn_jax.distributed.data_parallel import from_config
@@ -30,12 +38,12 @@ def main() -> None:
     from dqn_jax.runner.loop import run
     from dqn_jax.runner.policy import copy_policy
 
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    index = RESULTS / INDEX
+    out.mkdir(parents=True, exist_ok=True)
+    index = out / INDEX
     returns = json.loads(index.read_text()) if index.exists() else {}
     for env, budget in BUDGETS.items():
         for algorithm in ALGORITHMS:
-            file = RESULTS / f"{algorithm}-{env}.npz"
+            file = out / f"{algorithm}-{env}.npz"
             if file.exists() or not is_tuned(algorithm, env):
                 continue
             config = cell_of(algorithm, env).config

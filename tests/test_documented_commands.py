@@ -129,6 +129,7 @@ def test_flags_in_prose_are_those_of_a_job(path):
     known |= {
         "--runner.no-compilation-cache",
         "--algorithm",
+        "--tuned",
         "--preset",
         "--config",
         "--help",
@@ -138,6 +139,7 @@ def test_flags_in_prose_are_those_of_a_job(path):
     }
     others = {
         "--only-draw",
+        "--tune",
         "--out",
         "--against",
         "--check",

@@ -53,7 +53,7 @@ NAMES = {
     "federated.participation": choices(FederatedConfig, "participation"),
     "--algorithm": ALGORITHMS,
     "dqn-jax": {"train", *COMMANDS},
-    "dqn-jax train": TRAIN,
+    "train": TRAIN,
     "--preset": presets(),
     "server.mode": choices(ServerConfig, "mode"),
     "backend": choices(ServerExperiment, "backend"),
