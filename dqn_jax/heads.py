@@ -66,8 +66,8 @@ class NoisyDense(nn.Module):
         draws = jax.random.normal(self.make_rng("noise"), (inputs + self.features,))
         noise = jnp.sign(draws) * jnp.sqrt(jnp.abs(draws))
         of_inputs, of_outputs = noise[:inputs], noise[inputs:]
-        # (x * e_in) W e_out is x (e_in e_out^T * W), without the matrix of noise.
-        return x @ kernel + bias + ((x * of_inputs) @ kernel_sigma + bias_sigma) * of_outputs
+        # One matrix for the whole batch, which has one noise: two products of the batch would take longer.
+        return x @ (kernel + kernel_sigma * jnp.outer(of_inputs, of_outputs)) + bias + bias_sigma * of_outputs
 
 
 class DuelingHead(nn.Module):

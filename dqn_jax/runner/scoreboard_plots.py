@@ -46,7 +46,7 @@ def profiles(rows: Sequence[Row], thresholds: Mapping[str, float]) -> Figure:
         for other, color, width in ((algorithms[0], "0.6", 1.5), (name, "tab:blue", 2)):
             mine = [row for row in rows if row.algorithm == other and row.env in common]
             axes.step(levels, profile(mine, thresholds, levels), color=color, linewidth=width, where="post")
-        axes.set(title=f"{name} ({len(common)} environments)", ylim=(0, 1.02), xlim=(0, levels[-1]))
+        axes.set(title=f"{name}, environments: {len(common)}", ylim=(0, 1.02), xlim=(0, levels[-1]))
         axes.grid(alpha=0.3)
     figure.supxlabel("score: 0 the random policy, 1 the threshold")
     figure.supylabel("share of runs at or above it")
