@@ -10,7 +10,7 @@ from dqn_jax.commands.cells import RATES, TUNING_SEEDS, best_rate
 from dqn_jax.commands.scoreboard import BUDGETS, Budget, ScoreboardOptions, cell_of
 from dqn_jax.config import InputError
 from dqn_jax.runner.plots import save
-from dqn_jax.runner.scoreboard import COLUMNS, Row, append_rows, markdown, paired, paired_text, read_rows, table
+from dqn_jax.runner.scoreboard import COLUMNS, Row, append_rows, digest_of, markdown, paired, paired_text, read_rows, table
 from dqn_jax.runner.scoreboard_plots import every_seed, profile, profiles
 from dqn_jax.tuned import TUNED, Tuned, shared_fields, tuned_fields
 
@@ -67,7 +67,16 @@ def test_what_has_a_row_is_not_trained_again(trained):
     assert calls == [(1e-3, 0), (1e-3, 1), (1e-3, 2)]
     scoreboard.report("dqn", "CartPole", ScoreboardOptions(out=chosen.out, num_seeds=4))
     assert calls[3:] == [(1e-3, 3)]
-    assert [row.seed for row in scoreboard.reported(chosen.out)] == [0, 1, 2, 3]
+    rows = scoreboard.reported(chosen.out)
+    assert [row.seed for row in rows] == [0, 1, 2, 3]
+    # A second for each chunk of three seeds together, and then of one alone.
+    assert [row.seconds[0] for row in rows] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1], rel=1e-5)
+
+
+def test_settings_are_what_differs_from_the_defaults():
+    counts = {"evaluations": cells.EVALUATIONS, "episodes": cells.EPISODES}
+    cell = cells.make_cell("arm", "CartPole", {"agent.num_envs": 4, "agent.batch_size": 32})
+    assert cell.settings == digest_of({"agent.num_envs": 4} | counts)
 
 
 def test_what_is_set_otherwise_is_trained_again(trained, monkeypatch):
