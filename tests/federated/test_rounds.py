@@ -257,18 +257,28 @@ def test_means_are_of_those_that_counted():
     assert [info["left_out"] for info in infos] == [0, 1]
 
 
-def test_the_numbers_of_a_loss_are_averaged_as_it_is_and_nobody_is_billed_for_them():
+@pytest.mark.parametrize(
+    ("poison", "second", "mean", "left_out", "sent"),
+    [
+        ({}, [True, True], (1 + (2 + 4) / 2 + 2 + (6 + 8) / 2) / 4, 0, 4),
+        ({1: 2}, [True, True], (1 + (2 + 4) / 2 + 2) / 3, 1, 4),
+        ({}, [True, False], (1 + (2 + 4) / 2 + 2) / 3, 0, 3),
+    ],
+    ids=["both", "one breaks", "one is absent"],
+)
+def test_the_numbers_of_a_loss_are_averaged_as_it_is_and_nobody_is_billed_for_them(poison, second, mean, left_out, sent):
     """Client i has i + 1 times its updates after each step: it makes i + 1 steps in each of two rounds, which are one chunk.
 
-    In the second round client 1 breaks, or does not.
+    In the second round client 1 takes part as in the first, breaks, or is absent.
     """
-    config = config_of(num_clients=2, local_steps=2, stragglers=0.5)
-    for poison, mean, left_out in ({}, (1 + (2 + 4) / 2 + 2 + (6 + 8) / 2) / 4, 0), ({1: 2}, (1 + (2 + 4) / 2 + 2) / 3, 1):
-        driver = driver_of(config, rounds_per_step=2, change=planned(steps=[1, 2]), poison=poison)
-        _, info = driver.step(driver.init())
-        assert info["left_out"].tolist() == [left_out]
-        np.testing.assert_allclose(info["so_far"], [mean], rtol=1e-6)
-        assert info["bytes"].tolist() == [2 * 2 * (DOWN + UP)]
+    some = {"participation": "poisson", "num_clients_per_round": 2, "stragglers": 0.5}
+    there = [[True, True], second]
+    script = planned(steps=[1, 2], starts=there, delivers=there)
+    driver = driver_of(config_of(num_clients=2, local_steps=2, **some), rounds_per_step=2, change=script, poison=poison)
+    _, info = driver.step(driver.init())
+    assert info["left_out"].tolist() == [left_out]
+    np.testing.assert_allclose(info["so_far"], [mean], rtol=1e-6)
+    assert info["bytes"].tolist() == [sent * (DOWN + UP)]
 
 
 def test_the_client_that_broke_first_is_named():
