@@ -173,3 +173,18 @@ def test_a_return_with_two_peaks_is_learnt(head):
     assert abs(float(found.q_values[0])) < 0.2
     assert min(of_peaks(learnt(head, 1e-9))) < 0.3
     np.testing.assert_allclose(middles(2), [0.25, 0.75])
+
+
+def test_the_noise_of_a_kernel_is_the_product_of_one_of_inputs_and_one_of_outputs():
+    """Fortunato et al. (2018), equation 10: a matrix of rank one, in which neither rows nor columns are alike."""
+    layer = NoisyDense(3)
+    params = layer.init(jax.random.key(0), jnp.zeros(4))
+
+    def noise_at(x):
+        return layer.apply(params, x, rngs={"noise": jax.random.key(1)}) - layer.apply(params, x)
+
+    kernel = np.asarray(jax.vmap(noise_at)(jnp.eye(4)) - noise_at(jnp.zeros(4)))
+    first, second, *_ = np.linalg.svd(kernel)[1]
+    assert second < 1e-5 * first
+    assert np.ptp(kernel, axis=0).min() > 0.01
+    assert np.ptp(kernel, axis=1).min() > 0.01
