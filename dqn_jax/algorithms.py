@@ -41,7 +41,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "noisy": _EXPLORES_BY_NOISE,
     "c51": {"agent.loss": "categorical", "network.head": "categorical"},
     "qr_dqn": {"agent.loss": "quantile", "network.head": "quantile:51"},
-    "iqn": {"agent.loss": "quantile", "network.head": "implicit-quantile:32"},
+    "iqn": {"agent.loss": "quantile", "network.head": "implicit-quantile:8"},
     "munchausen": {"agent.loss": "munchausen"},
     "rainbow": {
         "agent.loss": "categorical",

@@ -64,7 +64,8 @@ class NoisyDense(nn.Module):
         if not self.has_rng("noise"):
             return x @ kernel + bias
         draws = jax.random.normal(self.make_rng("noise"), (inputs + self.features,))
-        noise = jnp.sign(draws) * jnp.sqrt(jnp.abs(draws))
+        # The root with the draw's sign: written as sign times root, a compiler draws again for each element of the kernel.
+        noise = jnp.sqrt(nn.relu(draws)) - jnp.sqrt(nn.relu(-draws))
         of_inputs, of_outputs = noise[:inputs], noise[inputs:]
         # One matrix for the whole batch, which has one noise: two products of the batch would take longer.
         return x @ (kernel + kernel_sigma * jnp.outer(of_inputs, of_outputs)) + bias + bias_sigma * of_outputs

@@ -167,11 +167,18 @@ def categorical_l2_project(z_p: jax.Array, probs: jax.Array, z_q: jax.Array) -> 
     chex.assert_rank([z_p, probs, z_q], 1)
     chex.assert_type([z_p, probs, z_q], float)
     gaps = jnp.diff(z_q)
-    distance = jnp.clip(z_p, z_q[0], z_q[-1])[None, :] - z_q[:, None]
-    # Of each atom of z_q, the gap on the side where an atom of z_p lies; there is none beyond an end.
-    above, below = jnp.append(gaps, 1.0)[:, None], jnp.insert(gaps, 0, 1.0)[:, None]
-    share = 1.0 - jnp.where(distance >= 0, distance / above, -distance / below)
-    return jnp.clip(share, 0.0, 1.0) @ probs
+    # Of each atom of z_q, one over the gaps to its neighbours; an end has but one, and nothing lies beyond it.
+    above, below = 1.0 / jnp.append(gaps, 1.0), 1.0 / jnp.insert(gaps, 0, 1.0)
+    z_p = jnp.clip(z_p, z_q[0], z_q[-1])
+
+    def add(atom: jax.Array, mass: jax.Array) -> jax.Array:
+        distance = z_p[atom] - z_q
+        # In gaps: of the two the one on the other side is negative.
+        apart = jnp.maximum(distance * above, -distance * below)
+        return mass + jnp.maximum(1.0 - apart, 0.0) * probs[atom]
+
+    # Atom by atom: all shares at once, K times K', would take half as long again.
+    return jax.lax.fori_loop(0, z_p.size, add, jnp.zeros_like(z_q))
 
 
 def categorical_q_learning(

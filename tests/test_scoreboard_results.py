@@ -9,7 +9,7 @@ import pytest
 
 import dqn_jax
 from dqn_jax.commands.cells import TUNING_SEEDS, best_rate, is_of
-from dqn_jax.commands.scoreboard import BUDGETS, cell_of, is_tuned, reported, table_text
+from dqn_jax.commands.scoreboard import BUDGETS, is_tuned, reported, table_text, tuning_cell, tuning_env
 from dqn_jax.play.episodes import play
 from dqn_jax.runner.scoreboard import paired, read_rows, table
 from dqn_jax.tuned import TUNED
@@ -30,7 +30,8 @@ def rows_by_cell(path):
 
 @pytest.mark.parametrize(("algorithm", "env"), CELLS)
 def test_a_tuned_rate_is_the_best_of_its_committed_rows_and_inside_their_grid(algorithm, env):
-    rows = [row for row in rows_by_cell(SCOREBOARD / "tuning.csv")[algorithm, env] if is_of(row, cell_of(algorithm, env))]
+    of_env = rows_by_cell(SCOREBOARD / "tuning.csv")[algorithm, tuning_env(env)]
+    rows = [row for row in of_env if is_of(row, tuning_cell(algorithm, env))]
     rates = {row.learning_rate for row in rows}
     for rate in rates:
         assert sorted(row.seed for row in rows if row.learning_rate == rate) == list(TUNING_SEEDS)
