@@ -8,7 +8,6 @@ Shapes: E environments, n the n-step length.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,8 @@ from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep, reset_key
 from dqn_jax.exploration import Exploration, make_exploration
 from dqn_jax.networks import Network
-from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition
-
-
-class Window(NamedTuple):
-    """The last n - 1 single steps of each environment, oldest first."""
-
-    steps: Transition
-    """Leaves [n - 1, E, ...], one-step rewards and discounts."""
-    ended: jax.Array
-    """[n - 1, E] bool, whether an episode ended with the step."""
+from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition, Tree
+from dqn_jax.windows import Window, newest_step, transition_of
 
 
 class ActorState(flax.struct.PyTreeNode):
@@ -66,9 +57,9 @@ class Actor(NamedTuple):
     """(key, env_params, hyperparams, first_env=0) -> state, for the environments numbered from `first_env`."""
     choose: Callable[[ActorState, Params], Choice]
     """(state, params) -> actions on the observations of the state."""
-    record: Callable[[ActorState, Choice, TimeStep], tuple[ActorState, Transition, jax.Array | bool, Info]]
-    """(state, choice, time step [E, ...]) -> (state, transitions [E, ...], whether they are valid [] bool, info)."""
-    act: Callable[[ActorState, Params], tuple[ActorState, Transition, jax.Array | bool, Info]]
+    record: Callable[[ActorState, Choice, TimeStep], tuple[ActorState, Tree, jax.Array | bool, Info]]
+    """(state, choice, time step [E, ...]) -> (state, transitions or single steps [E, ...], are they valid [] bool, info)."""
+    act: Callable[[ActorState, Params], tuple[ActorState, Tree, jax.Array | bool, Info]]
     """(state, params) -> what `record` returns of a step of the environments after `choose`."""
 
 
@@ -78,6 +69,7 @@ def make_actor(
     config: AgentConfig,
     num_shards: int = 1,
     exploration: Exploration | None = None,
+    single_steps: bool = False,
 ) -> Actor:
     """Builds the actor of DQN.
 
@@ -87,6 +79,7 @@ def make_actor(
       config: the whole agent's; this actor steps `num_envs / num_shards` environments, but its epsilon counts all frames.
       num_shards: actors that one agent's environments are divided over.
       exploration: how actions are chosen; None takes the rule that the config names.
+      single_steps: whether it gives every step as it is, a Window's newest, for a memory that joins n of them itself.
 
     Returns:
       The actor. Environment e draws from a stream of its own, `fold_in(key, e)`, so neither the number of shards nor that
@@ -94,7 +87,7 @@ def make_actor(
     """
     num_envs = config.num_envs // num_shards
     rule = make_exploration(config) if exploration is None else exploration
-    transition_of = n_step_transition if config.return_lambda is None else jax.vmap(whole_window, in_axes=1)
+    n_step, outcome_of = (1, newest_step) if single_steps else (config.n_step, transition_of(config))
 
     def init(
         key: jax.Array, env_params: EnvParams, hyperparams: ActorHyperparams, first_env: jax.Array | int = 0
@@ -105,7 +98,7 @@ def make_actor(
             env_state=env_state,
             obs=obs,
             env_params=env_params,
-            window=_empty_window(obs, config.n_step),
+            window=_empty_window(obs, n_step),
             episode_return=jnp.zeros(num_envs),
             streams=streams,
             hyperparams=hyperparams,
@@ -126,7 +119,7 @@ def make_actor(
         actions, env_keys = jax.vmap(one, in_axes=(0, 0, axes))(state.streams, state.obs, state.hyperparams)
         return Choice(actions, env_keys, jnp.mean(rule.epsilon(frames, state.hyperparams)))
 
-    def record(state: ActorState, choice: Choice, time_step: TimeStep) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
+    def record(state: ActorState, choice: Choice, time_step: TimeStep) -> tuple[ActorState, Tree, jax.Array | bool, Info]:
         time = state.clock.count
         ended = time_step.terminated | time_step.truncated
         terminal = ended if config.time_limit == "terminal" else time_step.terminated
@@ -153,70 +146,16 @@ def make_actor(
             clock=Clock(time + 1),
         )
         # True itself for n = 1: then the replay need not read back what it overwrites.
-        valid = config.n_step == 1 or time >= config.n_step - 1
-        return state, transition_of(window), valid, info
+        valid = n_step == 1 or time >= n_step - 1
+        return state, outcome_of(window), valid, info
 
-    def act(state: ActorState, params: Params) -> tuple[ActorState, Transition, jax.Array | bool, Info]:
+    def act(state: ActorState, params: Params) -> tuple[ActorState, Tree, jax.Array | bool, Info]:
         choice = choose(state, params)
         step = jax.vmap(env.step, in_axes=(0, 0, 0, None))
         env_state, time_step = step(choice.env_keys, state.env_state, choice.actions, state.env_params)
         return record(state.replace(env_state=env_state), choice, time_step)
 
     return Actor(init, choose, record, act)
-
-
-def n_step_transition(window: Window) -> Transition:
-    """The n-step transition that begins with a window's oldest step, cut at the first end of an episode.
-
-    R = r_1 + gamma r_2 + ... and the discount gamma^k, for the k <= n steps really taken; 0 after a termination.
-
-    Args:
-      window: n single steps, leaves [n, ...], with discounts gamma or, after a termination, 0.
-
-    Returns:
-      Transition with leaves [...].
-
-    Source: Sutton (1988); Mnih et al. (2016), section 4, for DQN.
-    """
-    steps, ended = window
-    chex.assert_equal_shape([ended, steps.r_t, steps.discount_t, steps.a_tm1])
-    last = len(ended) - 1
-    result = jax.tree.map(lambda x: x[last], steps)
-    for k in reversed(range(last)):
-        first: Transition = jax.tree.map(lambda x, k=k: x[k], steps)
-        stop = ended[k]
-        result = Transition(
-            s_tm1=first.s_tm1,
-            a_tm1=first.a_tm1,
-            r_t=first.r_t + jnp.where(stop, 0.0, first.discount_t * result.r_t),
-            discount_t=jnp.where(stop, first.discount_t, first.discount_t * result.discount_t),
-            s_t=jnp.where(stop.reshape(stop.shape + (1,) * (first.s_t.ndim - stop.ndim)), first.s_t, result.s_t),
-        )
-    return result
-
-
-def whole_window(window: Window) -> Transition:
-    """Returns the transition of a window's oldest step with all the steps that follow, which Q(lambda) learns from.
-
-    After the first end of an episode a step has reward 0, discount 1 and the last observation of that episode, so its return
-    is the value there, whatever lambda: a time limit bootstraps fully. A termination's own discount 0 leaves none of it.
-
-    Args:
-      window: n single steps of one environment, leaves [n, ...].
-
-    Returns:
-      Transition with r_t and discount_t [n], s_t [n, ...].
-    """
-    steps, ended = window
-    place = jnp.arange(len(ended))
-    last = jnp.argmax(ended.at[-1].set(True))
-    return Transition(
-        s_tm1=steps.s_tm1[0],
-        a_tm1=steps.a_tm1[0],
-        r_t=jnp.where(place <= last, steps.r_t, 0.0),
-        discount_t=jnp.where(place <= last, steps.discount_t, 1.0),
-        s_t=steps.s_t[jnp.minimum(place, last)],
-    )
 
 
 def _empty_window(obs: jax.Array, n_step: int) -> Window:

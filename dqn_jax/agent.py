@@ -18,6 +18,7 @@ from dqn_jax.actor import ActorState, make_actor
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.exploration import exploration_numbers
+from dqn_jax.frame_ring import make_frame_ring
 from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.losses import LossMaker, check_loss, loss_numbers
 from dqn_jax.networks import Network
@@ -159,6 +160,7 @@ def make_agent(
     axis_name: str | None = None,
     num_shards: int = 1,
     loss: LossMaker | None = None,
+    whole_stacks: bool = False,
 ) -> Agent:
     """Builds DQN (Mnih et al. 2015, algorithm 1).
 
@@ -169,6 +171,8 @@ def make_agent(
       axis_name: mapped axis over which gradients are averaged; None for one learner.
       num_shards: devices that the agent's environments, batch and replay are divided over.
       loss: makes the loss; None takes the one that the config names.
+      whole_stacks: whether stacked observations are stored whole, for who calls `add` with transitions that somebody else
+        collected; else each frame is stored once.
 
     Returns:
       The agent, or the shard of it that `init`'s argument `shard` numbers.
@@ -177,10 +181,12 @@ def make_agent(
       InputError: where sizes do not divide over `num_shards`, or a part that is a user's own fails when it is traced.
     """
     config.check_shards(num_shards)
-    actor = make_actor(env, network, config, num_shards)
+    frames_once = env.spec.stack > 1 and not whole_stacks
+    actor = make_actor(env, network, config, num_shards, single_steps=frames_once)
     learner = make_learner(network, config, axis_name, loss)
     example = example_of(env, config)
-    memory = make_memory(example, config, num_shards, axis_name)
+    ring = make_frame_ring(env.spec, config, num_shards) if frames_once else None
+    memory = make_memory(example, config, num_shards, axis_name, ring)
     defaults = hyperparams_of(config, loss)
     check_loss(network, config, example, config.batch_size // num_shards, loss)
 

@@ -4,7 +4,7 @@ Their fields are private to this module.
 
 Boolean observations are stored eight to a byte, every other leaf in its own dtype.
 
-Not here: n-step returns, which the actor builds before adding.
+Not here: n-step returns (windows); rings that keep each frame of a stack once (frame_ring).
 
 Shapes: N capacity, M transitions added at once, B batch, W workers.
 """
@@ -41,8 +41,8 @@ class Priorities(flax.struct.PyTreeNode):
 class ReplayState(flax.struct.PyTreeNode):
     """The memory itself."""
 
-    storage: Transition
-    """Leaves [N, ...], boolean ones bit-packed to [N, bytes]."""
+    storage: Tree
+    """What its ring keeps: transitions with leaves [N, ...], boolean ones bit-packed to [N, bytes], or frames."""
     added: Clock
     """Transitions ever added; the ring's position and its fill follow from it."""
     first: jax.Array | None = None
@@ -62,9 +62,9 @@ class MemoryAdd(Protocol):
     """`Memory.add`."""
 
     def __call__(
-        self, state: ReplayState, transitions: Transition, valid: Valid = True, priorities: jax.Array | None = None
+        self, state: ReplayState, transitions: Tree, valid: Valid = True, priorities: jax.Array | None = None
     ) -> ReplayState:
-        """Stores transitions [M, ...]; without priorities [M] they begin with the largest one seen."""
+        """Stores transitions [M, ...], or what its ring takes; without priorities [M] they begin with the largest one seen."""
 
 
 class Update(Protocol):
@@ -96,53 +96,81 @@ class Memory(NamedTuple):
     """(valid, new, old) -> `new` where valid, else `old`; where not valid, nothing may have been written to `new`."""
 
 
-def make_memory(example: Transition, config: AgentConfig, num_shards: int = 1, axis_name: str | None = None) -> Memory:
-    """Builds the memory of a config, or one of its `num_shards` shards on the mapped axis `axis_name`."""
-    sizes = config.replay_capacity // num_shards, config.batch_size // num_shards
+class Ring(NamedTuple):
+    """Where a memory keeps its transitions, as pure functions; how they are drawn is the memory's."""
+
+    capacity: int
+    """N."""
+    init: Callable[[], ReplayState]
+    add: Callable[[ReplayState, Tree, Valid], ReplayState]
+    """(state, M transitions, valid) -> state."""
+    read: Callable[[ReplayState, jax.Array], Sample]
+    """(state, positions [B] of transitions in the ring) -> batch. Weights are 1, and 0 where a transition is lost."""
+
+
+def make_memory(
+    example: Transition, config: AgentConfig, num_shards: int = 1, axis_name: str | None = None, ring: Ring | None = None
+) -> Memory:
+    """Builds the memory of a config, or one of its `num_shards` shards on the mapped axis `axis_name`.
+
+    Without a ring, of which a shard has its share of the capacity, whole transitions are kept.
+    """
+    ring = make_ring(example, config.replay_capacity // num_shards) if ring is None else ring
+    batch_size = config.batch_size // num_shards
     if config.memory == "prioritised":
         frames = config.importance_anneal_frames
-        return make_prioritised_replay(example, *sizes, axis_name, None if frames is None else frames / num_shards)
-    return (make_newest if config.memory == "newest" else make_uniform_replay)(example, *sizes)
+        return make_prioritised_replay(ring, batch_size, axis_name, None if frames is None else frames / num_shards)
+    return (make_newest if config.memory == "newest" else make_uniform_replay)(ring, batch_size)
 
 
-def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> Memory:
-    """Builds a ring of `capacity` transitions, sampled uniformly with replacement (Lin 1992; Mnih et al. 2015).
+def make_ring(example: Transition, capacity: int) -> Ring:
+    """Builds a ring of `capacity` whole transitions.
 
     Args:
       example: one transition; only its shapes and dtypes matter.
       capacity: N, a multiple of every block that is added, so that no block wraps.
-      batch_size: B.
 
     Returns:
-      The memory. `add` raises ValueError for a block that does not divide the capacity.
+      The ring. `add` raises ValueError for a block that does not divide the capacity.
     """
 
-    def init(hyperparams: ReplayHyperparams | None = None) -> ReplayState:
-        del hyperparams
+    def init() -> ReplayState:
         packed = jax.eval_shape(pack, example)
         storage = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), packed)
         return ReplayState(storage=storage, added=Clock(jnp.int32(0)))
 
-    def add(
-        state: ReplayState, transitions: Transition, valid: Valid = True, priorities: jax.Array | None = None
-    ) -> ReplayState:
-        del priorities
-        size = transitions.r_t.shape[0]
+    def add(state: ReplayState, transitions: Tree, valid: Valid) -> ReplayState:
+        size = size_of(transitions)
         if capacity % size:
             raise ValueError(f"capacity is {capacity}, not a multiple of the {size} transitions added at once: change either")
         position = _slots(state, state.added.count % capacity)
-
-        def write(stored: jax.Array, new: jax.Array) -> jax.Array:
-            # Writing back what is there costs one block; selecting over the whole memory would cost all of it.
-            old = jax.lax.dynamic_slice_in_dim(stored, position, size)
-            return jax.lax.dynamic_update_slice_in_dim(stored, jnp.where(valid, new, old), position, axis=0)
-
-        storage = jax.tree.map(write, state.storage, jax.vmap(pack)(transitions))
+        storage = jax.tree.map(
+            lambda stored, new: write(stored, new, position, valid), state.storage, jax.vmap(pack)(transitions)
+        )
         return state.replace(storage=storage, added=Clock(state.added.count + jnp.where(valid, size, 0)))
 
+    def read(state: ReplayState, indices: jax.Array) -> Sample:
+        slots = _slots(state, indices)
+        packed = jax.tree.map(lambda x: x[slots], state.storage)
+        transitions = jax.vmap(lambda x: unpack(x, example))(packed)
+        return Sample(transitions, indices, jnp.ones(len(indices)), age=(state.added.count - 1 - indices) % capacity)
+
+    return Ring(capacity, init, add, read)
+
+
+def make_uniform_replay(ring: Ring, batch_size: int) -> Memory:
+    """Builds a memory whose batches of B are drawn uniformly with replacement (Lin 1992; Mnih et al. 2015)."""
+
+    def init(hyperparams: ReplayHyperparams | None = None) -> ReplayState:
+        del hyperparams
+        return ring.init()
+
+    def add(state: ReplayState, transitions: Tree, valid: Valid = True, priorities: jax.Array | None = None) -> ReplayState:
+        del priorities
+        return ring.add(state, transitions, valid)
+
     def sample(key: jax.Array, state: ReplayState) -> Sample:
-        indices = jax.random.randint(key, (batch_size,), 0, jnp.minimum(state.added.count, capacity))
-        return _read(state, example, capacity, indices)
+        return ring.read(state, jax.random.randint(key, (batch_size,), 0, jnp.minimum(state.added.count, ring.capacity)))
 
     def update(state: ReplayState, indices: jax.Array, priority: jax.Array, valid: Valid = True) -> ReplayState:
         del indices, priority, valid
@@ -151,34 +179,20 @@ def make_uniform_replay(example: Transition, capacity: int, batch_size: int) -> 
     return Memory(init, add, sample, update, _as_it_is, clear, select)
 
 
-def make_newest(example: Transition, capacity: int, batch_size: int) -> Memory:
-    """Builds the same ring, of which only the last B transitions are drawn: DQN without replay, for comparison.
-
-    Args:
-      example: one transition; only its shapes and dtypes matter.
-      capacity: N, a multiple of every block that is added.
-      batch_size: B.
-
-    Returns:
-      The memory.
-    """
-    ring = make_uniform_replay(example, capacity, batch_size)
+def make_newest(ring: Ring, batch_size: int) -> Memory:
+    """Builds a memory that draws nothing but the last B transitions: DQN without replay, for comparison."""
 
     def sample(key: jax.Array, state: ReplayState) -> Sample:
         del key
-        return _read(state, example, capacity, (state.added.count - batch_size + jnp.arange(batch_size)) % capacity)
+        return ring.read(state, (state.added.count - batch_size + jnp.arange(batch_size)) % ring.capacity)
 
-    return ring._replace(sample=sample)
+    return make_uniform_replay(ring, batch_size)._replace(sample=sample)
 
 
 def make_prioritised_replay(
-    example: Transition,
-    capacity: int,
-    batch_size: int,
-    axis_name: str | None = None,
-    anneal_transitions: float | None = None,
+    ring: Ring, batch_size: int, axis_name: str | None = None, anneal_transitions: float | None = None
 ) -> Memory:
-    """Builds the same ring, sampled in proportion to p_i^alpha, p_i = |td_i| + 1e-6, or the loss's own priority for |td|.
+    """Builds a memory drawn from in proportion to p_i^alpha, p_i = |td_i| + 1e-6, or the loss's own priority for |td|.
 
     Draws are stratified, one from each B-th of the sum of all masses: the paper's own way, with the same expectation as
     independent draws and less variance. Importance weights are (N P(i))^-beta over the largest of the batch. beta is constant,
@@ -192,8 +206,7 @@ def make_prioritised_replay(
     which takes a collective of one number: with each device's own, the gradients they average would be on different scales.
 
     Args:
-      example: one transition; only its shapes and dtypes matter.
-      capacity: N, a multiple of every block that is added; it need not be a power of two.
+      ring: where transitions are kept; its capacity N need not be a power of two.
       batch_size: B.
       axis_name: mapped axis of the shards; None where the memory is one, or each learns for itself.
       anneal_transitions: transitions added while beta rises linearly to 1; None keeps beta.
@@ -203,22 +216,20 @@ def make_prioritised_replay(
 
     Source: Schaul et al. (2016), equation 1, section 3.4 and appendix B.2.1.
     """
-    ring = make_uniform_replay(example, capacity, batch_size)
 
     def init(hyperparams: ReplayHyperparams | None = None) -> ReplayState:
         assert hyperparams is not None
-        return ring.init().replace(priorities=Priorities(sum_tree.empty(capacity), jnp.float32(1), hyperparams))
+        return ring.init().replace(priorities=Priorities(sum_tree.empty(ring.capacity), jnp.float32(1), hyperparams))
 
-    def add(
-        state: ReplayState, transitions: Transition, valid: Valid = True, priorities: jax.Array | None = None
-    ) -> ReplayState:
-        size = transitions.r_t.shape[0]
-        indices = state.added.count % capacity + jnp.arange(size)
+    def add(state: ReplayState, transitions: Tree, valid: Valid = True, priorities: jax.Array | None = None) -> ReplayState:
+        size = size_of(transitions)
+        indices = state.added.count % ring.capacity + jnp.arange(size)
         masses = jnp.full(size, state.priorities.largest)
         if priorities is not None:
             known = _masses(priorities, state.priorities.hyperparams)
             masses = jnp.where(jnp.isfinite(priorities), known, masses)
-        return _prioritise(ring.add(state, transitions, valid), indices, masses, jnp.full(size, valid))
+        after = ring.add(state, transitions, valid)
+        return _prioritise(after, indices, masses, jnp.full(size, after.added.count != state.added.count))
 
     def exponent(state: ReplayState) -> jax.Array:
         beta = state.priorities.hyperparams.importance_exponent
@@ -236,7 +247,8 @@ def make_prioritised_replay(
         largest = jnp.max(log_weights)
         if axis_name is not None:
             largest = jax.lax.pmax(largest, axis_name)
-        return _read(state, example, capacity, indices)._replace(weights=jnp.exp(log_weights - largest))
+        batch = ring.read(state, indices)
+        return batch._replace(weights=batch.weights * jnp.exp(log_weights - largest))
 
     def update(state: ReplayState, indices: jax.Array, priority: jax.Array, valid: Valid = True) -> ReplayState:
         masses = _masses(priority, state.priorities.hyperparams)
@@ -287,13 +299,13 @@ def bytes_per_transition(example: Transition) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(pack, example)))
 
 
-def pack(transition: Transition) -> Transition:
-    """Stores boolean leaves of one transition as [bytes] uint8, eight to a byte; leaves the others alone."""
-    return jax.tree.map(lambda x: jnp.packbits(x.reshape(-1)) if x.dtype == bool else x, transition)
+def pack(tree: Tree) -> Tree:
+    """Stores boolean leaves, as of one transition, as [bytes] uint8, eight to a byte; leaves the others alone."""
+    return jax.tree.map(lambda x: jnp.packbits(x.reshape(-1)) if x.dtype == bool else x, tree)
 
 
-def unpack(packed: Transition, example: Transition) -> Transition:
-    """Inverts `pack`, for a transition with the shapes and dtypes of `example`."""
+def unpack(packed: Tree, example: Tree) -> Tree:
+    """Inverts `pack`, for what has the shapes and dtypes of `example`."""
 
     def restore(bits: jax.Array, like: jax.Array) -> jax.Array:
         if like.dtype != bool:
@@ -303,18 +315,21 @@ def unpack(packed: Transition, example: Transition) -> Transition:
     return jax.tree.map(restore, packed, example)
 
 
+def size_of(transitions: Tree) -> int:
+    """Returns how many transitions [M, ...] there are."""
+    return len(jax.tree.leaves(transitions)[0])
+
+
+def write(stored: jax.Array, new: jax.Array, position: jax.Array, valid: Valid) -> jax.Array:
+    """Writes a block [M, ...] at a position of an array [N, ...] where `valid`."""
+    # Writing back what is there costs one block; selecting over the whole memory would cost all of it.
+    old = jax.lax.dynamic_slice_in_dim(stored, position, len(new))
+    return jax.lax.dynamic_update_slice_in_dim(stored, jnp.where(valid, new, old), position, axis=0)
+
+
 def _slots(state: ReplayState, positions: jax.Array) -> jax.Array:
     """Maps positions in the ring to slots of its storage."""
     return positions if state.first is None else state.first + positions
-
-
-def _read(state: ReplayState, example: Transition, capacity: int, indices: jax.Array) -> Sample:
-    """Reads the batch at `indices`, all weights 1, its transitions with the shapes and dtypes of `example`."""
-    slots = _slots(state, indices)
-    packed = jax.tree.map(lambda x: x[slots], state.storage)
-    transitions = jax.vmap(lambda x: unpack(x, example))(packed)
-    weights = jnp.ones(len(indices))
-    return Sample(transitions, indices, weights, age=(state.added.count - 1 - indices) % capacity)
 
 
 def _masses(priority: jax.Array, hyperparams: ReplayHyperparams) -> jax.Array:

@@ -39,9 +39,14 @@ class EnvSpec(NamedTuple):
     name: str
     obs_shape: tuple[int, ...]
     obs_dtype: np.dtype
-    """Of observations, which networks cast to float32: the replay keeps them as they are, bool at eight entries to a byte."""
+    """Of observations, which networks cast to float32, bytes from 0 to 1: the replay keeps them as they are, bool at eight
+    entries to a byte."""
     num_actions: int
     max_episode_steps: int
+    stack: int = 1
+    """Frames that an observation joins along its last axis, oldest first, an episode's first standing for those before it.
+
+    1 also where that is not known, as of environments that are stepped on the host."""
 
 
 class Transition(NamedTuple):

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dqn_jax.actor import Window, make_actor, n_step_transition, whole_window
+from dqn_jax.actor import make_actor
 from dqn_jax.agent import hyperparams_of
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvSpec, TimeStep
 from dqn_jax.exploration import NO_EXPLORATION
 from dqn_jax.networks import Network, QValues
 from dqn_jax.types import Clock, Transition
+from dqn_jax.windows import Window, n_step_transition, whole_window
 
 GAMMA = 0.5  # A power of two, as are the parts of all rewards: sums are exact in float32, so comparisons can be exact too.
 LENGTHS = (3, 1, 2, 5)

@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"config", "types", "sum_tree"},
     {"lookup", "heads"},
-    {"runtime", "presets", "algorithms", "envs", "networks", "td", "exploration", "replay", "virtual_time"},
-    {"losses", "tuned"},
+    {"trunks"},
+    {"runtime", "presets", "algorithms", "envs", "networks", "td", "exploration", "replay", "virtual_time", "windows"},
+    {"losses", "tuned", "frame_ring"},
     {"actor", "learner"},
     {"agent"},
     {"evaluation", "mapping"},

@@ -10,14 +10,14 @@ from laws.common import ENV, NETWORK, STEADY, arrays, assert_bitwise
 
 from dqn_jax.agent import hyperparams_of, make_agent
 from dqn_jax.mapping import lane_axes
-from dqn_jax.replay import clear, make_memory, make_prioritised_replay
+from dqn_jax.replay import clear, make_memory, make_prioritised_replay, make_ring
 from dqn_jax.types import ReplayHyperparams, Transition
 
 CAPACITY = 12
 BATCH = 256
 EPS = 1e-6
 EXAMPLE = Transition(jnp.zeros(2), jnp.int32(0), jnp.float32(0), jnp.float32(0), jnp.zeros(2))
-REPLAY = make_prioritised_replay(EXAMPLE, CAPACITY, BATCH)
+REPLAY = make_prioritised_replay(make_ring(EXAMPLE, CAPACITY), BATCH)
 add, sample, update = jax.jit(REPLAY.add), jax.jit(REPLAY.sample), jax.jit(REPLAY.update)
 sample_often = jax.jit(jax.vmap(REPLAY.sample, (0, None)))
 
@@ -210,7 +210,7 @@ def test_shards_weigh_as_one_memory():
     alpha, beta = 1.0, 0.4
     near_and_far = {}
     for axis_name in ("devices", None):
-        replay = make_prioritised_replay(EXAMPLE, 4, 128, axis_name)
+        replay = make_prioritised_replay(make_ring(EXAMPLE, 4), 128, axis_name)
 
         def shard(td_abs, key, replay=replay):
             state = replay.add(replay.init(numbers(alpha, beta)), transitions_of(range(4)), True, td_abs)
@@ -275,7 +275,7 @@ def test_a_uniform_agent_carries_no_priorities(ready):
 
 def test_the_importance_exponent_rises_to_1():
     """From 0.4, over twice the capacity: half of the way once the ring is full, and 1 from then on when it has gone round."""
-    rising = make_prioritised_replay(EXAMPLE, CAPACITY, BATCH, anneal_transitions=2 * CAPACITY)
+    rising = make_prioritised_replay(make_ring(EXAMPLE, CAPACITY), BATCH, anneal_transitions=2 * CAPACITY)
     errors = np.float32([1, 2, 3, 4] * 3)
     state = rising.init(numbers(alpha=1.0, beta=0.4))
     for exponent in (0.7, 1.0, 1.0):

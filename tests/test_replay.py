@@ -15,6 +15,7 @@ from dqn_jax.replay import (
     clear,
     make_memory,
     make_newest,
+    make_ring,
     make_uniform_replay,
     pack,
     put_ring,
@@ -40,7 +41,7 @@ def transitions_of(serials):
 
 
 EXAMPLE = jax.tree.map(lambda x: jnp.asarray(x[0]), transitions_of([0]))
-REPLAY = make_uniform_replay(EXAMPLE, CAPACITY, BATCH)
+REPLAY = make_uniform_replay(make_ring(EXAMPLE, CAPACITY), BATCH)
 add = jax.jit(REPLAY.add)
 sample = jax.jit(REPLAY.sample)
 
@@ -133,7 +134,7 @@ def test_storage_dtypes():
 def test_float_observations_are_kept_as_they_are():
     obs = np.array([[0.1, -2.5e-30, 7e30], [1, 2, 3]], np.float32)
     new = transitions_of([0, 1])._replace(s_tm1=obs, s_t=-obs)
-    replay = make_uniform_replay(jax.tree.map(lambda x: jnp.asarray(x[0]), new), capacity=4, batch_size=64)
+    replay = make_uniform_replay(make_ring(jax.tree.map(lambda x: jnp.asarray(x[0]), new), capacity=4), batch_size=64)
     state = replay.add(replay.init(), new)
     assert state.storage.s_tm1.dtype == jnp.float32
     batch = replay.sample(jax.random.key(0), state)
@@ -145,7 +146,7 @@ def test_bytes_of_a_breakout_transition():
     env, capacity = make_env("Breakout-MinAtar"), 64
     obs = jnp.zeros(env.spec.obs_shape, env.spec.obs_dtype)
     example = Transition(obs, jnp.int32(0), jnp.float32(0), jnp.float32(0), obs)
-    storage = make_uniform_replay(example, capacity, 8).init().storage
+    storage = make_uniform_replay(make_ring(example, capacity), 8).init().storage
     # Two observations of 400 bits, and three numbers: 2 * 50 + 3 * 4.
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(storage)) == 112 * capacity <= 120 * capacity
 
@@ -164,7 +165,7 @@ def test_packing_is_lossless(obs, seed):
 
 
 def test_the_newest_are_the_last_that_were_added():
-    newest = make_newest(EXAMPLE, CAPACITY, batch_size=4)
+    newest = make_newest(make_ring(EXAMPLE, CAPACITY), batch_size=4)
     state = newest.init()
     for added in range(4, 3 * CAPACITY, 2):
         first = 0 if added == 4 else added - 2

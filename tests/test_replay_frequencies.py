@@ -8,11 +8,11 @@ from scipy.stats import chisquare
 from test_prioritised_replay import EPS, EXAMPLE, numbers, transitions_of
 
 from dqn_jax import sum_tree
-from dqn_jax.replay import make_prioritised_replay
+from dqn_jax.replay import make_prioritised_replay, make_ring
 
 CAPACITY = 96
 UPDATES, AT_ONCE = 5_000, 200
-REPLAY = make_prioritised_replay(EXAMPLE, CAPACITY, batch_size=256)
+REPLAY = make_prioritised_replay(make_ring(EXAMPLE, CAPACITY), batch_size=256)
 sample_often = jax.jit(jax.vmap(REPLAY.sample, (0, None)))
 
 

@@ -65,7 +65,7 @@ def make_learner_side(
       InputError: where sizes do not divide over the devices.
     """
     num_devices = len(devices)
-    agent = make_agent(env, network, config.agent, axis_name=AXIS, num_shards=num_devices)
+    agent = make_agent(env, network, config.agent, axis_name=AXIS, num_shards=num_devices, whole_stacks=True)
     config.check_blocks(num_devices)
 
     def start(shard: jax.Array) -> AgentState:

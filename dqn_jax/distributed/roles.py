@@ -93,7 +93,7 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
             replay_capacity=server.num_workers * config.replay_capacity,
             importance_anneal_frames=None if frames is None else server.num_workers * frames,
         )
-    agent = make_agent(env, network, config)
+    agent = make_agent(env, network, config, whole_stacks=True)
     defaults = hyperparams_of(config)
 
     def fresh(

@@ -66,7 +66,7 @@ def frame_stack(env: Environment, number: float) -> Environment:
         return Stacked(own, obs), time_step._replace(obs=obs, final_obs=final)
 
     shape = jax.eval_shape(first, jax.ShapeDtypeStruct(env.spec.obs_shape, env.spec.obs_dtype)).shape
-    return env._replace(spec=env.spec._replace(obs_shape=shape), init=init, step=step)
+    return env._replace(spec=env.spec._replace(obs_shape=shape, stack=count), init=init, step=step)
 
 
 def joined(frames: Sequence[Any]) -> Any:
@@ -161,6 +161,8 @@ def wrap(env: Environment, specs: Sequence[str]) -> Environment:
         env = wrapper_of(spec, WRAPPERS)(env)
         if is_users(spec):
             check_kind("wrappers", spec, env, Environment, "an envs.Environment")
+            # What it does to observations is not known.
+            env = env._replace(spec=env.spec._replace(stack=1))
             with blamed_on("wrappers", spec):
                 check_environment("wrappers", spec, env)
     return env
