@@ -109,7 +109,8 @@ class NetworkConfig:
     """The Q-network: a trunk of features, and a head with one value per action."""
 
     trunk: str = "auto"
-    """mlp, conv, auto (conv for image observations, mlp for the rest), or a user's module:function."""
+    """mlp, conv, nature (Mnih et al. 2015), impala (Espeholt et al. 2018), auto (nature for images of at least 36 x 36 pixels,
+    conv for smaller ones, mlp for the rest), or a user's module:function."""
     head: str = "linear"
     """linear, dueling (Wang et al. 2016), categorical:LOW:HIGH:ATOMS or dueling-categorical (Bellemare et al. 2017),
     quantile:NUMBER or implicit-quantile:NUMBER (Dabney et al. 2018), or a user's module:function."""
@@ -118,9 +119,9 @@ class NetworkConfig:
     layer_norm: bool = False
     """Normalise every layer of the trunk before its ReLU."""
     hidden_sizes: tuple[int, ...] = (128, 128)
-    """Widths of the fully connected ReLU layers (after the convolution, if there is one)."""
+    """Widths of the fully connected ReLU layers (after the convolutions, if there are any)."""
     channels: int = 16
-    """Output channels of the 3x3 convolution."""
+    """Output channels of the 3x3 convolution; nature has 2, 4 and 4 times as many, impala 1, 2 and 2 times."""
 
     def __post_init__(self) -> None:
         sizes = self.hidden_sizes

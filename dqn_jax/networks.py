@@ -5,15 +5,15 @@ Not here: losses, exploration.
 Shapes: A actions, F features, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dqn_jax import heads
-from dqn_jax.config import InputError, NetworkConfig, require
+from dqn_jax import heads, trunks
+from dqn_jax.config import NetworkConfig, require
 from dqn_jax.lookup import blamed_on, check_kind, function_of, is_users, lookup
 from dqn_jax.types import EnvSpec, Params, Tree
 
@@ -66,14 +66,11 @@ def make_network(config: NetworkConfig, spec: EnvSpec) -> Network:
       The network. Noise in a flax module is drawn from its rng "noise", which it has if a key is given.
 
     Raises:
-      InputError: for a trunk or head that does not exist, fails, or does not fit; for a convolution over observations that are
-        not [H, W, C] with H and W of at least 3.
+      InputError: for a trunk or head that does not exist, fails, or does not fit; for convolutions over observations that are
+        not [H, W, C], or whose H or W is below `LEAST_SIDES`.
     """
     obs_shape, num_actions = spec.obs_shape, spec.num_actions
-    image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
-    if config.trunk == "conv" and not image:
-        raise InputError(f"network.trunk is 'conv', and observations have shape {obs_shape}, not [H, W, C]: use 'mlp'")
-    trunk_name = config.trunk if config.trunk != "auto" else "conv" if image else "mlp"
+    trunk_name = _trunk_name(config, obs_shape)
     trunk, head = _part("trunk", trunk_name, TRUNKS, config), _part("head", config.head, HEADS, config, num_actions)
     module = _QNetwork(trunk=trunk, head=head)
 
@@ -84,11 +81,29 @@ def make_network(config: NetworkConfig, spec: EnvSpec) -> Network:
     def apply(params: Params, obs: jax.Array, key: jax.Array | None, carry: Tree = None) -> Outputs:
         del carry
         noise = {} if key is None else {"noise": key}
-        outputs: Any = module.apply({"params": params}, obs.astype(jnp.float32), rngs=noise)
+        outputs: Any = module.apply({"params": params}, _scaled(obs), rngs=noise)
         return QValues(outputs) if isinstance(outputs, jax.Array) else outputs
 
     _check(config, trunk, init, apply, obs_shape, num_actions)
     return Network(init, apply)
+
+
+def _trunk_name(config: NetworkConfig, obs_shape: tuple[int, ...]) -> str:
+    """Finds the trunk that `auto` stands for; raises InputError where the one that is named is not for such observations."""
+    side = min(obs_shape[:2]) if len(obs_shape) == 3 else 0
+    fitting = "nature" if side >= LEAST_SIDES["nature"] else "conv" if side >= LEAST_SIDES["conv"] else "mlp"
+    least = LEAST_SIDES.get(config.trunk, 0)
+    large = f" with H and W of at least {least}" if fitting == "conv" else ""
+    require(
+        side >= least,
+        f"network.trunk is {config.trunk!r}, and observations have shape {obs_shape}, not [H, W, C]{large}: use {fitting!r}",
+    )
+    return fitting if config.trunk == "auto" else config.trunk
+
+
+def _scaled(obs: jax.Array) -> jax.Array:
+    """Makes an observation float32; bytes, which are an image's, become numbers in [0, 1]."""
+    return obs.astype(jnp.float32) / 255 if obs.dtype == jnp.uint8 else obs.astype(jnp.float32)
 
 
 def _part(field: str, name: str, named: Mapping[str, Callable[..., nn.Module]], *args: Any) -> nn.Module:
@@ -134,38 +149,18 @@ class _QNetwork(nn.Module):
         return self.head(self.trunk(obs))
 
 
-class Trunk(nn.Module):
-    """ReLU layers, after a 3x3 convolution where `channels` is given (the MinAtar network of Young & Tian 2019)."""
-
-    hidden_sizes: Sequence[int]
-    channels: int | None = None
-    layer_norm: bool = False
-    """Normalise each layer before its ReLU (Ba et al. 2016)."""
-    dense: heads.Dense = nn.Dense
-    """Of the layers after the convolution."""
-
-    @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
-        """Maps an observation [...] to features [F]."""
-
-        def activate(x: jax.Array) -> jax.Array:
-            return nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
-
-        if self.channels is not None:
-            obs = activate(nn.Dense(self.channels, name="conv")(_patches(obs)))
-        features = obs.reshape(-1)
-        for size in self.hidden_sizes:
-            features = activate(self.dense(size)(features))
-        return features
-
-
 TRUNKS: dict[str, Callable[..., nn.Module]] = {
     # Named so that a misspelt "auto" is recognised; it has become one of the others before it is looked up.
     "auto": lambda config: _of(config, None),
     "mlp": lambda config: _of(config, None),
     "conv": lambda config: _of(config, config.channels),
+    "nature": lambda config: trunks.Nature(config.hidden_sizes, config.channels, config.layer_norm, _dense(config)),
+    "impala": lambda config: trunks.Impala(config.hidden_sizes, config.channels, config.layer_norm, _dense(config)),
 }
 """A user's own maps a NetworkConfig, and the numbers of its name, to a flax module: observation [...] -> features [F]."""
+
+LEAST_SIDES = {"conv": 3, "impala": 3, "nature": 36}
+"""Least height and width of the images that a trunk is for."""
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "linear": lambda config, num_actions: _dense(config)(num_actions),
@@ -185,7 +180,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 
 
 def _of(config: NetworkConfig, channels: int | None) -> nn.Module:
-    return Trunk(config.hidden_sizes, channels, config.layer_norm, _dense(config))
+    return trunks.Trunk(config.hidden_sizes, channels, config.layer_norm, _dense(config))
 
 
 def _dense(config: NetworkConfig) -> heads.Dense:
@@ -203,13 +198,3 @@ def _categorical(
 def _count(argument: str, spec: str, number: float) -> int:
     require(number >= 1 and number == int(number), f"{argument} is {spec!r}: give a whole number of atoms or quantiles")
     return int(number)
-
-
-def _patches(image: jax.Array, size: int = 3) -> jax.Array:
-    """Extracts every size x size window of an [H, W, C] image: [H - size + 1, W - size + 1, size * size * C].
-
-    A dense layer over it is a convolution. XLA's own convolution gradient is 4 to 10 times slower inside a scan on a CPU.
-    """
-    height, width, _ = image.shape
-    rows, columns = height - size + 1, width - size + 1
-    return jnp.concatenate([image[i : i + rows, j : j + columns] for i in range(size) for j in range(size)], axis=-1)

@@ -96,6 +96,28 @@ def test_trunk(trunk, obs_shape, first_layer):
     assert (out.shape, out.dtype) == ((3,), jnp.float32)
 
 
+def test_large_images_are_seen_by_the_network_of_nature():
+    network = make_network(NetworkConfig(hidden_sizes=TINY, channels=4), spec_of((36, 44, 1), 3))
+    found = shapes(jax.eval_shape(network.init, KEY))
+    # 8 x 10 windows, of which 3 x 4, of which one row of two is left.
+    first = {"trunk/Conv_0/kernel": (8, 8, 1, 8), "trunk/layers/Dense_0/kernel": (1 * 2 * 16, 8)}
+    assert first.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("trunk", "obs_shape", "hint"),
+    [
+        ("nature", (35, 84, 4), "not [H, W, C] with H and W of at least 36: use 'conv'"),
+        ("impala", (2, 84, 4), "not [H, W, C]: use 'mlp'"),
+        ("nature", (84,), "not [H, W, C]: use 'mlp'"),
+    ],
+)
+def test_a_trunk_for_larger_images_is_refused(trunk, obs_shape, hint):
+    with pytest.raises(InputError) as error:
+        make_network(NetworkConfig(trunk=trunk), spec_of(obs_shape, 2))
+    assert str(error.value) == f"network.trunk is {trunk!r}, and observations have shape {obs_shape}, {hint}"
+
+
 @pytest.mark.parametrize("obs_shape", [(4,), (10, 5), (2, 10, 3), (10, 2, 3), (4, 4, 4, 4)])
 def test_convolution_refuses_what_is_no_image(obs_shape):
     with pytest.raises(InputError, match=r"network\.trunk is 'conv'") as error:
@@ -174,3 +196,13 @@ def test_parts_that_do_not_exist(field, name, words):
         make_network(NetworkConfig(**{field: name}), spec_of((4,), 2))
     assert str(refused.value).startswith(f"network.{field} is {name!r}")
     assert words in str(refused.value)
+
+
+def test_bytes_are_seen_from_0_to_1_and_all_else_as_it_is():
+    spec = spec_of((3,), 2)
+    network = make_network(NetworkConfig(hidden_sizes=(4,)), spec)
+    params = network.init(jax.random.key(0))
+    seen = network.apply(params, jnp.array([0, 51, 255], jnp.uint8), None).q_values
+    np.testing.assert_allclose(network.apply(params, jnp.array([0, 0.2, 1]), None).q_values, seen, rtol=1e-5)
+    bits = network.apply(params, jnp.array([True, False, True]), None).q_values
+    np.testing.assert_array_equal(bits, network.apply(params, jnp.array([1.0, 0.0, 1.0]), None).q_values)
