@@ -196,8 +196,9 @@ def test_an_invalid_step_leaves_every_bit():
     ring = make_frame_ring(spec_of(setting, 3), agent_of(setting))
     for length in range(14):
         state = filled(ring, steps, 0, length)
-        same = ring.add(state, jax.tree.map(lambda x: x[0], steps), jnp.bool_(False))
-        jax.tree.map(np.testing.assert_array_equal, same, state)
+        for ended in (False, True):
+            step = jax.tree.map(lambda x: x[0], steps)._replace(ended=np.full(setting.num_envs, ended))
+            jax.tree.map(np.testing.assert_array_equal, ring.add(state, step, jnp.bool_(False)), state)
 
 
 def test_a_cleared_ring_draws_what_came_after_with_the_frames_from_before():
