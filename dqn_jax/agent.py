@@ -181,12 +181,10 @@ def make_agent(
       InputError: where sizes do not divide over `num_shards`, or a part that is a user's own fails when it is traced.
     """
     config.check_shards(num_shards)
-    frames_once = env.spec.stack > 1 and not whole_stacks
-    actor = make_actor(env, network, config, num_shards, single_steps=frames_once)
+    actor = make_actor(env, network, config, num_shards, single_steps=_keeps_frames(env, whole_stacks))
     learner = make_learner(network, config, axis_name, loss)
     example = example_of(env, config)
-    ring = make_frame_ring(env.spec, config, num_shards) if frames_once else None
-    memory = make_memory(example, config, num_shards, axis_name, ring)
+    memory = _memory_of(env, config, whole_stacks, num_shards, axis_name)
     defaults = hyperparams_of(config, loss)
     check_loss(network, config, example, config.batch_size // num_shards, loss)
 
@@ -326,6 +324,23 @@ def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
     if not broken:
         return None
     return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
+
+
+def replay_bytes(env: Environment, config: AgentConfig, whole_stacks: bool = False) -> int:
+    """Returns the bytes of the replay of one whole agent; `whole_stacks` as in `make_agent`."""
+    state = jax.eval_shape(_memory_of(env, config, whole_stacks).init, hyperparams_of(config).replay)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _memory_of(
+    env: Environment, config: AgentConfig, whole_stacks: bool, num_shards: int = 1, axis_name: str | None = None
+) -> Memory:
+    ring = make_frame_ring(env.spec, config, num_shards) if _keeps_frames(env, whole_stacks) else None
+    return make_memory(example_of(env, config), config, num_shards, axis_name, ring)
+
+
+def _keeps_frames(env: Environment, whole_stacks: bool) -> bool:
+    return env.spec.stack > 1 and not whole_stacks
 
 
 def example_of(env: Environment, config: AgentConfig) -> Transition:

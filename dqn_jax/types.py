@@ -151,6 +151,8 @@ class Driver(NamedTuple):
     """Frames of one seed taken by `init`."""
     devices: tuple[str, ...]
     """Names of the devices it runs on."""
+    replay_bytes: int = 0
+    """Bytes of the replays of all seeds, clients and workers, on this machine and those of other processes of the run."""
     lockstep: bool = True
     """Whether every seed has made the same number of updates; else metrics list them. Read where the unit is frames."""
     close: Callable[[], None] = lambda: None

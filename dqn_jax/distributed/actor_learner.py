@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, reduce_infos, repeat
+from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, reduce_infos, repeat, replay_bytes
 from dqn_jax.build import build
 from dqn_jax.distributed.actors import Block, Policy, side_by_side
 from dqn_jax.distributed.config import ActorLearnerExperiment
@@ -128,6 +128,7 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
         per_step=config.frames_per_chunk,
         initial_frames=config.initial_frames,
         devices=names_of(devices),
+        replay_bytes=replay_bytes(env, config.agent, whole_stacks=True),
         lockstep=False,
         close=engine.close,
     )

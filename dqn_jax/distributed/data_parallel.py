@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from dqn_jax.agent import AgentState, make_agent, make_chunk, not_finite, reduce_info
+from dqn_jax.agent import AgentState, make_agent, make_chunk, not_finite, reduce_info, replay_bytes
 from dqn_jax.build import build
 from dqn_jax.config import AgentConfig, DataParallelExperiment, check_divides
 from dqn_jax.envs import Environment, EnvParams
@@ -141,6 +141,7 @@ def make_data_parallel(
         per_step=steps_per_chunk * config.frames_per_step,
         initial_frames=config.warm_up_frames,
         devices=names_of(devices),
+        replay_bytes=len(seeds) * replay_bytes(env, config),
     )
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.agent import AgentState, not_finite, reduce_info
+from dqn_jax.agent import AgentState, not_finite, reduce_info, replay_bytes
 from dqn_jax.build import build
 from dqn_jax.config import AgentConfig, check_divides
 from dqn_jax.distributed.config import ServerConfig, ServerExperiment
@@ -270,6 +270,7 @@ def make_parameter_server(
         per_step=frames,
         initial_frames=warm_up,
         devices=names_of(devices),
+        replay_bytes=len(seeds) * num_workers * replay_bytes(env, agent_config, whole_stacks=True),
         lockstep=False,
     )
 

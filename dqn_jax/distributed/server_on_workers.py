@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.agent import not_finite, reduce_infos
+from dqn_jax.agent import not_finite, reduce_infos, replay_bytes
 from dqn_jax.build import build
 from dqn_jax.distributed.config import ServerExperiment
 from dqn_jax.distributed.engines.pool import WorkerPool
@@ -45,6 +45,8 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
       InputError: for an environment or sizes that cannot be used.
     """
     env, network = build(config, on_host=True)
+    # Ray's workers may be on other machines.
+    workers_here = 0 if config.backend == "ray" else config.server.num_workers
     hub = _ServerRun(config, engine, network)
     warm_up = config.warm_up_frames
     driver = Driver(
@@ -58,6 +60,7 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
         per_step=config.pushes_per_chunk * config.frames_per_push,
         initial_frames=warm_up,
         devices=names_of(local_devices(1)),
+        replay_bytes=workers_here * replay_bytes(env, config.agent, whole_stacks=True),
         lockstep=False,
         close=engine.close,
     )

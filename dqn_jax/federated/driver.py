@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.agent import make_agent
+from dqn_jax.agent import make_agent, replay_bytes
 from dqn_jax.build import build
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams, eval_env_of
@@ -174,6 +174,7 @@ def make_federated(
         per_step=rounds_per_step,
         initial_frames=config.num_clients * warm_up,
         devices=names_of(devices),
+        replay_bytes=len(seeds) * config.num_clients * replay_bytes(env, agent_config),
     )
 
 

@@ -24,6 +24,7 @@ from dqn_jax.mapping import evaluation_key
 from dqn_jax.runner import checkpoint, loggers, peers
 from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.lock import locked
+from dqn_jax.runner.memory import GIB, SHOWN, check_replays, free_bytes
 from dqn_jax.runner.milestones import milestones
 from dqn_jax.runner.plots import draw_run
 from dqn_jax.runner.progress import Display, describe_end
@@ -147,6 +148,7 @@ class _Run:
         with StopRequest() as stop, contextlib.ExitStack() as stack:
             with Display(self.config.budget, self.progress.done, self.driver.unit) as display:
                 self._greet(display)
+                check_replays(self.driver.replay_bytes // jax.process_count(), free_bytes())
                 state, signum = self._start(), None
                 with self._on_disk():
                     opened = loggers.opened(self.config, self.config_dict, self.driver.unit, display.say)
@@ -198,6 +200,8 @@ class _Run:
         if self.changes:
             display.say(f"from here {checkpoint.words_of(self.changes)}")
         display.say(f"{self.config.num_seeds} seed(s) on {', '.join(self.driver.devices)}")
+        if self.driver.replay_bytes >= SHOWN:
+            display.say(f"replay: {self.driver.replay_bytes / GIB:.2f} GiB")
 
     def _step(self, state: Any) -> tuple[Any, Info]:
         begin = time.perf_counter()

@@ -18,7 +18,7 @@ CELLS, SIDE = 3, 28
 
 
 def falling_ball():
-    """Catch on a screen of 3 x 3 cells: a ball falls two rows, and moves by as many columns in each, beyond an edge at the other.
+    """Catch on a screen of 3 x 3 cells: a ball falls two rows, and moves by as many columns in each, round the edges.
 
     The last action names the column where it is caught. Where it is in the middle row says nothing of where it lands.
     """

@@ -20,9 +20,10 @@ import pytest
 from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, NetworkConfig, RunnerConfig, TrainingError
 from dqn_jax.distributed import data_parallel
 from dqn_jax.evaluation import Evaluation, one_environment
-from dqn_jax.runner import checkpoint, loop
+from dqn_jax.runner import checkpoint, loop, memory
 from dqn_jax.runner.config_file import CONFIG
 from dqn_jax.runner.lock import LOCK
+from dqn_jax.runner.memory import GIB
 from dqn_jax.runner.plots import draw_run, learning_curve
 from dqn_jax.runner.reading import read_run
 from dqn_jax.runner.records import METRICS, RETURNS, SUMMARY, Records, jsonable, read_metrics, read_returns
@@ -728,3 +729,24 @@ def test_check_replicas_names_the_leaf(real_driver):
     driver.check(state)
     with pytest.raises(TrainingError, match=r"replicas differ in \[0\]\['trunk'\]\['Dense_0'\]\['kernel'\]: .* \[1\]"):
         driver.check(one_ulp_in_one_replica(state))
+
+
+def test_a_replay_beyond_the_memory_that_is_free_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "free_bytes", lambda: 3 * GIB)
+    large = fake_driver()._replace(replay_bytes=3 * GIB + 2**28)
+    with pytest.raises(InputError) as error:
+        loop.run(large, config_of(tmp_path), EVALUATOR)
+    assert str(error.value) == (
+        "agent.replay_capacity is too large: with all seeds, clients and workers it takes 3.25 GiB, and 3.00 GiB are free"
+    )
+    assert (tmp_path / METRICS).read_text() == ""
+    loop.run(large._replace(replay_bytes=3 * GIB), config_of(tmp_path), EVALUATOR)
+    assert "replay: 3.00 GiB\n" in capsys.readouterr().out
+
+
+def test_what_is_free_is_less_than_there_is_and_may_be_unknown(tmp_path, monkeypatch):
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 2**20 < memory.free_bytes() < pages
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    assert memory.free_bytes() is None
+    memory.check_replays(2**60, None)
