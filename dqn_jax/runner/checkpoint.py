@@ -128,14 +128,14 @@ def save(
     with open(arrays, "wb") as file:
         np.savez(file, *(_to_host(leaf) for _, leaf in with_paths))
         _flush(file)
-    digests = peers.gather(_sha256(arrays.read_bytes()), "checkpoint")
+    digests = peers.gather(_digest_of(arrays), "checkpoint")
     if peers.is_first():
         leaves = [_describe(path, leaf) for path, leaf in with_paths]
         with open(aside / POLICY, "wb") as file:
             write_policy(file, params, config, done)
             _flush(file)
         body = {"progress": progress, "config": config, "leaves": leaves, "arrays_sha256": digests}
-        body["policy_sha256"] = _sha256((aside / POLICY).read_bytes())
+        body["policy_sha256"] = _digest_of(aside / POLICY)
         _publish(aside, final, body)
         # Later ones are damaged, or the run would have gone on from them: they must not crowd out good ones.
         for old in [path for path in _numbered(directory) if path <= final][:-keep]:
@@ -239,10 +239,10 @@ def _read_manifest(path: Path) -> Record:
 def _check(path: Path, name: str, digest: str) -> None:
     """Raises DamagedCheckpoint unless a file of a checkpoint is what was written."""
     try:
-        written = (path / name).read_bytes()
+        found = _digest_of(path / name)
     except OSError as error:
         raise DamagedCheckpoint(f"{path.name} is damaged ({name} cannot be read: {type(error).__name__})") from None
-    if _sha256(written) != digest:
+    if found != digest:
         raise DamagedCheckpoint(f"{path.name} is damaged ({name} is not what was written)")
 
 
@@ -322,6 +322,12 @@ def _numbered(directory: Path) -> list[Path]:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    """Hashes a file block by block: that of a replay may be larger than the memory that is left."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(file: Any) -> None:

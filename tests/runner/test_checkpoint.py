@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -396,3 +397,19 @@ def test_saving_a_step_again_never_leaves_less_than_before(tmp_path, monkeypatch
     save_at(tmp_path, 10, keep=1)
     found, _ = newest_valid(tmp_path)
     assert found is not None
+
+
+def test_arrays_are_hashed_without_reading_them_whole(tmp_path, monkeypatch):
+    whole = Path.read_bytes
+
+    def read_bytes(path):
+        assert "arrays" not in path.name
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    state = {"replay": jnp.arange(2**18)}
+    path = save(tmp_path, state, POLICY_OF, 1, {}, {}, keep=1)
+    assert newest_valid(tmp_path)[0].path == path
+    monkeypatch.undo()
+    digest = hashlib.sha256((path / ARRAYS).read_bytes()).hexdigest()
+    assert json.loads((path / MANIFEST).read_text())["body"]["arrays_sha256"] == [digest]
