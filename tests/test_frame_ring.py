@@ -212,10 +212,11 @@ def test_a_cleared_ring_draws_what_came_after_with_the_frames_from_before():
     assert_same(whole.read(whole_state, jnp.arange(4)), frames.read(frames_state, jnp.arange(4)))
 
 
-def test_a_transition_whose_final_frame_is_lost_has_weight_0():
-    """Every step is cut, where the limit promises one in four: what is lost is said, and nothing else is wrong."""
+@pytest.mark.parametrize("terminates", [0, 0.4])
+def test_a_transition_whose_final_frame_is_lost_has_weight_0(terminates):
+    """Every step ends an episode, where the limit promises one in four: what is lost is said, and nothing else is wrong."""
     setting = Setting(num_envs=1, blocks=8, stack=2)
-    steps = experience(setting, 5, 20, limit=1, terminates=0)
+    steps = experience(setting, 5, 20, limit=1, terminates=terminates)
     whole, frames, join = both(setting, 4)
     whole_state = whole.init()
     for time in range(20):
@@ -223,8 +224,13 @@ def test_a_transition_whose_final_frame_is_lost_has_weight_0():
     there = jnp.arange(8)
     read = frames.read(filled(frames, steps, 0, 20), there)
     _, kept = assert_same(whole.read(whole_state, there), read, exact_weights=False)
-    # 9 moments are kept, so 9 // 4 + 1 = 3 final frames: of the newest three.
-    assert sorted(np.asarray(read.age)[kept].tolist()) == [0, 1, 2]
+    cut = np.asarray(read.transitions.discount_t) > 0
+    assert cut.any()
+    assert cut.all() == (terminates == 0)
+    # A termination needs none. 9 moments are kept, so 9 // 4 + 1 = 3 final frames: of the newest three that were cut.
+    assert kept[~cut].all()
+    ages = np.asarray(read.age)[cut]
+    assert sorted(np.asarray(read.age)[cut & kept]) == sorted(ages)[:3] != sorted(ages)
 
 
 def test_bytes_of_a_transition_of_atari():
