@@ -190,6 +190,16 @@ def test_a_stack_and_a_bootstrap_by_hand():
     ]
 
 
+def test_after_a_termination_the_last_frame_stands_for_the_one_that_is_not_kept():
+    setting = Setting(num_envs=1, blocks=8, stack=3)
+    steps = experience(setting, 1, 8, limit=100, terminates=0.4)
+    ring = make_frame_ring(spec_of(setting, 100), agent_of(setting))
+    read = ring.read(filled(ring, steps, 0, 8), jnp.arange(8)).transitions
+    ended = np.asarray(read.discount_t) == 0
+    assert 0 < ended.sum() < 8
+    np.testing.assert_array_equal(read.s_t[ended][..., -1], read.s_tm1[ended][..., -1])
+
+
 def test_an_invalid_step_leaves_every_bit():
     setting = Setting(n_step=2)
     steps = experience(setting, 0, 14, limit=3, terminates=0.2)
