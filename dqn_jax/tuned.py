@@ -122,8 +122,25 @@ TUNED: dict[str, Tuned] = {
             "rainbow": 0.003,
         },
     ),
+    "Breakout-MinAtar": Tuned(
+        {
+            "agent.num_envs": 16,
+            "agent.updates_per_step": 2,
+            "agent.batch_size": 32,
+            "agent.replay_capacity": 100_000,
+            "agent.learning_starts": 5_000,
+            "agent.target_period": 500,
+            "agent.epsilon_end": 0.05,
+            "agent.epsilon_decay_frames": 200_000,
+            "network.hidden_sizes": (128,),
+        },
+        {
+            "dqn": 0.003,
+        },
+    ),
 }
-"""By the environment's name. Rates fall over the updates of the scoreboard's budgets: for other lengths, change that too."""
+"""By the environment's name. Rates fall over the updates of the scoreboard's budgets, but for Breakout: for other lengths,
+change that too."""
 
 
 def tuned_fields(algorithm: str, env: str) -> dict[str, Any]:
