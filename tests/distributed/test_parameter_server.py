@@ -624,7 +624,7 @@ def test_a_shared_memory_anneals_by_the_frames_of_all():
     frames = []
 
     def watched(*args):
-        frames.append(args[4])
+        frames.append(args[3])
         return make_prioritised_replay(*args)
 
     with pytest.MonkeyPatch.context() as patch:
