@@ -8,6 +8,7 @@ Shapes: E environments, K frames of a stack, n the n-step length, N transitions,
 """
 
 import math
+from collections.abc import Callable
 
 import flax
 import jax
@@ -152,10 +153,14 @@ def make_frame_ring(spec: EnvSpec, config: AgentConfig, num_shards: int = 1) -> 
 
     def joined(frames: Frames, rows: jax.Array) -> jax.Array:
         """Joins the frames in rows [..., K] to observations."""
-        # One by one: in one gather, a compiler works out its row anew for every entry.
-        restored: jax.Array = jax.lax.map(lambda row: unpack(frames.pictures[row], like), rows.reshape(-1))
+        restored = _each(lambda row: unpack(frames.pictures[row], like), rows.reshape(-1))
         # Entry by entry, each with its K values, or the K times `depth` of its last axis.
         entries = jnp.swapaxes(restored.reshape(-1, stack, like.size // depth, depth), 1, 2)
         return entries.reshape(*rows.shape[:-1], *spec.obs_shape)
 
     return Ring(capacity, init, add, read)
+
+
+def _each(function: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
+    """Maps a function over rows: on a CPU one by one, whose compiler else works out a row anew for each entry of a frame."""
+    return jax.lax.map(function, rows) if jax.default_backend() == "cpu" else jax.vmap(function)(rows)

@@ -190,6 +190,17 @@ def test_a_stack_and_a_bootstrap_by_hand():
     ]
 
 
+def test_frames_are_the_same_read_at_once_as_on_a_gpu(monkeypatch):
+    setting = Setting(n_step=2)
+    steps = experience(setting, 2, 12, limit=3, terminates=0.1)
+    ring = make_frame_ring(spec_of(setting, 3), agent_of(setting))
+    state, there = filled(ring, steps, 0, 12), jnp.arange(setting.num_envs * setting.blocks)
+    one_by_one = ring.read(state, there)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "scan" not in str(jax.make_jaxpr(ring.read)(state, there))
+    jax.tree.map(np.testing.assert_array_equal, ring.read(state, there), one_by_one)
+
+
 def test_after_a_termination_the_last_frame_stands_for_the_one_that_is_not_kept():
     setting = Setting(num_envs=1, blocks=8, stack=3)
     steps = experience(setting, 1, 8, limit=100, terminates=0.4)
