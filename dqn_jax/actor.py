@@ -17,7 +17,7 @@ from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep, reset_key
 from dqn_jax.exploration import Exploration, make_exploration
 from dqn_jax.networks import Network
 from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition, Tree
-from dqn_jax.windows import Window, newest_step, transition_of
+from dqn_jax.windows import SingleStep, Window, transition_of
 
 
 class ActorState(flax.struct.PyTreeNode):
@@ -32,8 +32,12 @@ class ActorState(flax.struct.PyTreeNode):
     window: Window
     episode_return: jax.Array
     """[E] float32 reward so far in each running episode."""
+    episode_steps: jax.Array
+    """[E] int32 steps so far in each running episode."""
     streams: jax.Array
     """[E] keys, one random stream per environment."""
+    numbers: jax.Array
+    """[E] int32 numbers of the environments."""
     hyperparams: ActorHyperparams
     clock: Clock
     """Steps taken in each environment."""
@@ -79,7 +83,7 @@ def make_actor(
       config: the whole agent's; this actor steps `num_envs / num_shards` environments, but its epsilon counts all frames.
       num_shards: actors that one agent's environments are divided over.
       exploration: how actions are chosen; None takes the rule that the config names.
-      single_steps: whether it gives every step as it is, a Window's newest, for a memory that joins n of them itself.
+      single_steps: whether it gives every SingleStep as it is, for a memory that joins n of them itself.
 
     Returns:
       The actor. Environment e draws from a stream of its own, `fold_in(key, e)`, so neither the number of shards nor that
@@ -87,12 +91,13 @@ def make_actor(
     """
     num_envs = config.num_envs // num_shards
     rule = make_exploration(config) if exploration is None else exploration
-    n_step, outcome_of = (1, newest_step) if single_steps else (config.n_step, transition_of(config))
+    n_step, join = 1 if single_steps else config.n_step, transition_of(config)
 
     def init(
         key: jax.Array, env_params: EnvParams, hyperparams: ActorHyperparams, first_env: jax.Array | int = 0
     ) -> ActorState:
-        streams = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first_env + jnp.arange(num_envs))
+        numbers = first_env + jnp.arange(num_envs)
+        streams = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
         env_state, obs = jax.vmap(env.init, in_axes=(0, None))(jax.vmap(reset_key)(streams), env_params)
         return ActorState(
             env_state=env_state,
@@ -100,7 +105,9 @@ def make_actor(
             env_params=env_params,
             window=_empty_window(obs, n_step),
             episode_return=jnp.zeros(num_envs),
+            episode_steps=jnp.zeros(num_envs, jnp.int32),
             streams=streams,
+            numbers=numbers,
             hyperparams=hyperparams,
             clock=Clock(jnp.int32(0)),
         )
@@ -118,6 +125,12 @@ def make_actor(
         axes = jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, state.hyperparams)
         actions, env_keys = jax.vmap(one, in_axes=(0, 0, axes))(state.streams, state.obs, state.hyperparams)
         return Choice(actions, env_keys, jnp.mean(rule.epsilon(frames, state.hyperparams)))
+
+    def single(state: ActorState, window: Window) -> SingleStep:
+        depth = env.spec.obs_shape[-1] // env.spec.stack
+        (step, ended) = jax.tree.map(lambda x: x[-1], window)
+        newest = step._replace(s_tm1=step.s_tm1[..., -depth:], s_t=step.s_t[..., -depth:])
+        return SingleStep(newest, ended, state.episode_steps, jnp.full(num_envs, state.clock.count), state.numbers)
 
     def record(state: ActorState, choice: Choice, time_step: TimeStep) -> tuple[ActorState, Tree, jax.Array | bool, Info]:
         time = state.clock.count
@@ -139,15 +152,17 @@ def make_actor(
             "terminated": jnp.sum(time_step.terminated),
             "truncated": jnp.sum(time_step.truncated),
         }
+        outcome = single(state, window) if single_steps else join(window)
         state = state.replace(
             obs=time_step.obs,
             window=jax.tree.map(lambda x: x[1:], window),
             episode_return=jnp.where(ended, 0.0, episode_return),
+            episode_steps=jnp.where(ended, 0, state.episode_steps + 1),
             clock=Clock(time + 1),
         )
         # True itself for n = 1: then the replay need not read back what it overwrites.
         valid = n_step == 1 or time >= n_step - 1
-        return state, outcome_of(window), valid, info
+        return state, outcome, valid, info
 
     def act(state: ActorState, params: Params) -> tuple[ActorState, Tree, jax.Array | bool, Info]:
         choice = choose(state, params)

@@ -18,7 +18,7 @@ from dqn_jax.actor import ActorState, make_actor
 from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams
 from dqn_jax.exploration import exploration_numbers
-from dqn_jax.frame_ring import make_frame_ring
+from dqn_jax.frame_ring import SharedBy, make_frame_ring
 from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.losses import LossMaker, check_loss, loss_numbers
 from dqn_jax.networks import Network
@@ -160,7 +160,7 @@ def make_agent(
     axis_name: str | None = None,
     num_shards: int = 1,
     loss: LossMaker | None = None,
-    whole_stacks: bool = False,
+    shared_by: SharedBy | None = None,
 ) -> Agent:
     """Builds DQN (Mnih et al. 2015, algorithm 1).
 
@@ -171,8 +171,7 @@ def make_agent(
       axis_name: mapped axis over which gradients are averaged; None for one learner.
       num_shards: devices that the agent's environments, batch and replay are divided over.
       loss: makes the loss; None takes the one that the config names.
-      whole_stacks: whether stacked observations are stored whole, for who calls `add` with transitions that somebody else
-        collected; else each frame is stored once.
+      shared_by: how actors share the memory; None where the agent's own is the only one.
 
     Returns:
       The agent, or the shard of it that `init`'s argument `shard` numbers.
@@ -181,10 +180,10 @@ def make_agent(
       InputError: where sizes do not divide over `num_shards`, or a part that is a user's own fails when it is traced.
     """
     config.check_shards(num_shards)
-    actor = make_actor(env, network, config, num_shards, single_steps=_keeps_frames(env, whole_stacks))
+    actor = make_actor(env, network, config, num_shards, single_steps=keeps_frames(env))
     learner = make_learner(network, config, axis_name, loss)
     example = example_of(env, config)
-    memory = _memory_of(env, config, whole_stacks, num_shards, axis_name)
+    memory = _memory_of(env, config, shared_by, num_shards, axis_name)
     defaults = hyperparams_of(config, loss)
     check_loss(network, config, example, config.batch_size // num_shards, loss)
 
@@ -326,21 +325,25 @@ def not_finite(info: Info, seeds: Sequence[int]) -> str | None:
     return f"seed(s) {broken}: a loss or parameter is not finite: lower agent.learning_rate or set agent.max_grad_norm"
 
 
-def replay_bytes(env: Environment, config: AgentConfig, whole_stacks: bool = False) -> int:
-    """Returns the bytes of the replay of one whole agent; `whole_stacks` as in `make_agent`."""
-    state = jax.eval_shape(_memory_of(env, config, whole_stacks).init, hyperparams_of(config).replay)
+def replay_bytes(env: Environment, config: AgentConfig) -> int:
+    """Returns the bytes of the replay of one whole agent."""
+    state = jax.eval_shape(_memory_of(env, config).init, hyperparams_of(config).replay)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _memory_of(
-    env: Environment, config: AgentConfig, whole_stacks: bool, num_shards: int = 1, axis_name: str | None = None
+    env: Environment, config: AgentConfig, shared_by: SharedBy | None = None, num_shards: int = 1, axis_name: str | None = None
 ) -> Memory:
-    ring = make_frame_ring(env.spec, config, num_shards) if _keeps_frames(env, whole_stacks) else None
+    ring = None
+    if keeps_frames(env):
+        num_envs, turn = shared_by or (config.num_envs // num_shards, None)
+        ring = make_frame_ring(env.spec, config, config.replay_capacity // num_shards, num_envs, turn)
     return make_memory(example_of(env, config), config, num_shards, axis_name, ring)
 
 
-def _keeps_frames(env: Environment, whole_stacks: bool) -> bool:
-    return env.spec.stack > 1 and not whole_stacks
+def keeps_frames(env: Environment) -> bool:
+    """Tells whether the memory of an environment's agents takes SingleSteps, and keeps each frame of theirs once."""
+    return env.spec.stack > 1
 
 
 def example_of(env: Environment, config: AgentConfig) -> Transition:

@@ -1,155 +1,222 @@
 """A ring of single steps that keeps each frame of stacked observations once; transitions are put together when they are read.
 
-A frame of 84 x 84 bytes and the rest of a step take 7,074 bytes, where a transition of two stacks of four takes 56,460.
+A frame of 84 x 84 bytes and the rest of a step take 7,083 bytes, where a transition of two stacks of four takes 56,460.
+
+Steps are numbered as they come, and each knows the one before it in its environment: so the ring may belong to one agent, or to
+several actors that add their steps as they please.
 
 Not here: which transitions are read (replay), how n steps become a transition (windows).
 
-Shapes: E environments, K frames of a stack, n the n-step length, N transitions, M moments (a step of each E), B batch.
+Shapes: E environments that step together, A environments in all, K frames of a stack, n the n-step length, N transitions,
+R steps, X final frames, B batch.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import AgentConfig
-from dqn_jax.replay import ReplayState, Ring, Valid, pack, unpack, write
+from dqn_jax.replay import ReplayState, Ring, Valid, pack, part, unpack, write
 from dqn_jax.types import Clock, EnvSpec, Sample, Transition, Tree
 from dqn_jax.windows import Window, transition_of
 
 
 class Frames(flax.struct.PyTreeNode):
-    """The steps of a ring. What the moment numbered m has of environment e is in row (m modulo M) E + e."""
+    """What a ring keeps. The step numbered i is in row i modulo R."""
 
     pictures: jax.Array
-    """[(M + X + 1) E, entries] frames, flat and bits packed: the newest of what steps acted on; then X E final frames, that
-    numbered c of environment e in row (M + c modulo X) E + e; then the E that the newest moment's steps led to."""
+    """[R + X + A, entries] frames, flat and bits packed: the newest of what steps acted on; then final frames of truncated
+    episodes, in a ring of their own; then what the newest step of each environment led to."""
+    owner: jax.Array
+    """[X + A] int32 numbers of the steps that led to these final and newest frames."""
+    before: jax.Array
+    """[R] int32 number of the step before in the same environment, whatever its episode; `_NONE` where there is none."""
     past: jax.Array
-    """[M E] uint8 frames of the stack acted on which are older than its newest, and of the same episode."""
+    """[R] uint8 frames of the stack acted on which are older than its newest, and of the same episode."""
+    led_to: jax.Array
+    """[R] int32 row in `pictures` of the newest frame of what the step led to."""
     action: jax.Array
     reward: jax.Array
     discount: jax.Array
-    """[M E], as the two before: those of one step."""
+    """[R], as the two before: those of one step."""
     ended: jax.Array
-    """[M E] bool, whether the step ended an episode."""
-    cut: jax.Array
-    """[M E] int32 number of the final frame that a truncated step led to; of other steps, that of the next."""
-    cuts: jax.Array
-    """[E] int32 final frames ever kept."""
-    moments: Clock
-    """Moments ever added."""
+    """[R] bool, whether the step ended an episode."""
+    newest: jax.Array
+    """[N] int32 number of the last step of each transition."""
+    finals: jax.Array
+    """[1] int32 final frames ever kept."""
+    steps: Clock
+    """[1], steps ever added."""
+    run: Clock
+    """[A], steps of each environment that came without a gap."""
+    due: Clock
+    """[A], `time` of the step that comes next in each environment if none is missing."""
+    who: Clock
+    """[A], number of each environment."""
 
 
-def make_frame_ring(spec: EnvSpec, config: AgentConfig, num_shards: int = 1) -> Ring:
-    """Builds a ring of an agent's, or one of its shards', single steps: Windows' newest, [E, ...].
+class SharedBy(NamedTuple):
+    """Several actors that add their steps to one memory, one after the other, and may be started again."""
+
+    num_envs: int
+    """Environments of all; those of an actor have numbers that follow each other."""
+    turn: int
+    """Steps in each environment that an actor adds before the next one does."""
+
+
+_NONE = -(2**30)
+"""Number of a step that nobody has."""
+
+
+def make_frame_ring(spec: EnvSpec, config: AgentConfig, capacity: int, num_envs: int, turn: int | None = None) -> Ring:
+    """Builds a ring that single steps are added to.
 
     A transition of n steps can be read once all are there, and as long as its position has no newer one: exactly those that a
     ring of whole transitions would have. Their stacks and n-step returns are the same, to the bit. The frame after a
     termination is not kept, as nothing is learnt of its value: its place has the frame before.
 
-    A truncation's final frame has a slot of its own. There are enough for episodes that are cut by the environment's limit;
-    where more are cut by something else, the oldest frames are lost: a transition that needs one is read with weight 0.
+    A transition is read with weight 0 where one of its frames is lost:
+
+    - of episodes cut by something else than the environment's limit, where those are so many that their final frames have no
+      room (there is enough for the limit's);
+    - of an actor that is much slower than others, shortly before the transition itself would be overwritten;
+    - beside a gap in the steps of an actor: where it was started again, or something that it sent was dropped.
 
     Args:
       spec: the environment's, with stacked observations.
-      config: the agent's; N is its replay capacity, of a shard its share, as are its environments E.
-      num_shards: devices that the agent is divided over.
+      config: the agent's, of which the length of windows and what is made of them is read.
+      capacity: N.
+      num_envs: A.
+      turn: `SharedBy.turn` where actors share the ring, numbers of environments being taken modulo A; None where all A step
+        together, and no step is missing.
 
     Returns:
       The ring; `add` raises ValueError where E does not divide N.
     """
-    num_envs, capacity, n_step = config.num_envs // num_shards, config.replay_capacity // num_shards, config.n_step
-    stack, limit = spec.stack, spec.max_episode_steps
+    n_step, stack = config.n_step, spec.stack
     # Beside the transitions, what the newest of them lead to, and what the oldest one's stack goes back to.
-    num_moments = capacity // num_envs + (n_step - 1) + (stack - 1)
-    num_finals = num_moments // limit + 1
-    num_rows = num_moments * num_envs
-    every_env = jnp.arange(num_envs)
+    num_rows = capacity + (n_step - 1 + stack - 1 + (turn or 0)) * num_envs
+    num_finals = num_rows // spec.max_episode_steps + num_envs
+    num_pictures = num_rows + num_finals + num_envs
     depth = spec.obs_shape[-1] // stack
     like = jax.ShapeDtypeStruct((math.prod(spec.obs_shape) // stack,), spec.obs_dtype)
 
-    def newest(obs: jax.Array) -> jax.Array:
-        """Takes the newest frames [E, entries] of observations [E, ...]."""
-        return jax.vmap(pack)(obs[..., -depth:].reshape(len(obs), -1))
-
     def init() -> ReplayState:
         picture = jax.eval_shape(pack, like)
+        nothing = jnp.zeros(num_rows, jnp.int32)
         frames = Frames(
-            pictures=jnp.zeros((num_rows + (num_finals + 1) * num_envs, *picture.shape), picture.dtype),
-            past=jnp.zeros(num_rows, jnp.uint8),
-            action=jnp.zeros(num_rows, jnp.int32),
+            pictures=jnp.zeros((num_pictures, *picture.shape), picture.dtype),
+            owner=jnp.full(num_finals + num_envs, _NONE),
+            before=nothing,
+            past=nothing.astype(jnp.uint8),
+            led_to=nothing,
+            action=nothing,
             reward=jnp.zeros(num_rows),
             discount=jnp.zeros(num_rows),
-            # So the first step begins an episode.
-            ended=jnp.ones(num_rows, bool),
-            cut=jnp.zeros(num_rows, jnp.int32),
-            cuts=jnp.zeros(num_envs, jnp.int32),
-            moments=Clock(jnp.int32(0)),
+            ended=nothing > 0,
+            newest=jnp.zeros(capacity, jnp.int32),
+            finals=jnp.zeros(1, jnp.int32),
+            steps=Clock(jnp.zeros(1, jnp.int32)),
+            run=Clock(jnp.zeros(num_envs, jnp.int32)),
+            due=Clock(jnp.zeros(num_envs, jnp.int32)),
+            who=Clock(jnp.arange(num_envs)),
         )
         return ReplayState(storage=frames, added=Clock(jnp.int32(0)))
 
     def add(state: ReplayState, transitions: Tree, valid: Valid) -> ReplayState:
-        (s_tm1, action, reward, discount, s_t), ended = transitions
-        if capacity % num_envs:
-            raise ValueError(f"capacity is {capacity}, not a multiple of the {num_envs} steps added at once: change either")
-        old: Frames = state.storage
-        count = old.moments.count
-        before = row(count - 1, every_env)
-        past = jnp.where(old.ended[before], 0, jnp.minimum(old.past[before] + 1, stack - 1)).astype(jnp.uint8)
-        cut = ended & (discount > 0) & valid
+        (frame, action, reward, discount, next_frame), ended, age, time, envs = transitions
+        size, old = len(ended), state.storage
+        if capacity % size:
+            raise ValueError(f"capacity is {capacity}, not a multiple of the {size} steps added at once: change either")
+        assert isinstance(old, Frames)
+        count = old.steps.count[part(state, 1)]
+        numbers = count + jnp.arange(size)
+        first_row, first_picture = part(state, num_rows) + count % num_rows, part(state, num_pictures) + count % num_rows
+        if turn is None:
+            # So that lanes of a `vmap` share their counts.
+            time, envs = jnp.full(size, count // size), jnp.arange(size)
+        first_env = envs[0] % num_envs
+        clocks, others = part(state, num_envs) + first_env, part(state, num_finals + num_envs)
+        tails = num_finals + first_env + jnp.arange(size)
+
+        run, due, who = (jax.lax.dynamic_slice_in_dim(clock.count, clocks, size) for clock in (old.run, old.due, old.who))
+        joins = (time > 0) & (time == due) & (envs == who)
+        run = 1 + jnp.where(joins, run, 0)
+        before = jnp.where(joins, old.owner[others + tails], _NONE)
+        leads_here = (before >= count + size - num_rows) & (age > 0)
+        previous = part(state, num_rows) + before % num_rows
+
+        cut = ended & (discount > 0)
+        slots = (old.finals[part(state, 1)] + jnp.cumsum(cut) - 1) % num_finals
         # Beyond the last row nothing is written.
-        final_rows = jnp.where(cut, row_of_final(old.cuts, every_env), len(old.pictures))
-        pictures = old.pictures.at[final_rows].set(newest(s_t))
-        pictures = write(pictures, newest(s_t), jnp.int32(len(pictures) - num_envs), valid)
-        first = count % num_moments * num_envs
-        numbers = {"past": past, "action": action, "reward": reward, "discount": discount, "ended": ended, "cut": old.cuts}
+        written = jnp.where(cut & valid, slots, len(old.pictures))
+        led_to = jnp.where(ended & ~cut, numbers % num_rows, num_rows + jnp.where(cut, slots, tails))
+        led_on = old.led_to.at[jnp.where(leads_here & valid, previous, len(old.led_to))].set(numbers % num_rows)
+
+        reached = jax.vmap(pack)(next_frame.reshape(size, -1))
+        pictures = old.pictures.at[part(state, num_pictures) + num_rows + written].set(reached)
+        pictures = write(pictures, reached, part(state, num_pictures) + num_rows + tails[0], valid)
+        past = jnp.minimum(age, stack - 1)
+        new = {"before": before, "past": past, "action": action, "reward": reward, "discount": discount, "ended": ended}
+        complete = valid & jnp.all(run >= n_step)
         frames = old.replace(
-            pictures=write(pictures, newest(s_tm1), first, valid),
-            **{name: write(getattr(old, name), new, first, valid) for name, new in numbers.items()},
-            cuts=old.cuts + cut,
-            moments=Clock(count + jnp.where(valid, 1, 0)),
+            pictures=write(pictures, jax.vmap(pack)(frame.reshape(size, -1)), first_picture, valid),
+            owner=write(old.owner.at[others + written].set(numbers), numbers, others + tails[0], valid),
+            led_to=write(led_on, led_to, first_row, valid),
+            **{
+                name: write(getattr(old, name), value.astype(getattr(old, name).dtype), first_row, valid)
+                for name, value in new.items()
+            },
+            newest=write(old.newest, numbers, part(state, capacity) + state.added.count % capacity, complete),
+            finals=old.finals.at[part(state, 1)].add(jnp.where(valid, jnp.sum(cut), 0)),
+            steps=Clock(old.steps.count.at[part(state, 1)].add(jnp.where(valid, size, 0))),
+            run=Clock(write(old.run.count, run, clocks, valid)),
+            due=Clock(write(old.due.count, time + 1, clocks, valid)),
+            who=Clock(write(old.who.count, envs, clocks, valid)),
         )
-        complete = jnp.where(valid & (count >= n_step - 1), num_envs, 0)
-        return state.replace(storage=frames, added=Clock(state.added.count + complete))
+        return state.replace(storage=frames, added=Clock(state.added.count + jnp.where(complete, size, 0)))
 
     def read(state: ReplayState, indices: jax.Array) -> Sample:
-        frames: Frames = state.storage
-        age = (state.added.count - 1 - indices) % capacity
-        envs = indices % num_envs
-        first = frames.moments.count - n_step - age // num_envs
-        moments = first + jnp.arange(n_step)[:, None]
-        at = row(moments, envs)
-        # In place of observations, the moments acted in: which of them a transition leads from and to is the window's matter.
-        steps = Transition(moments, frames.action[at], frames.reward[at], frames.discount[at], moments)
+        frames = state.storage
+        assert isinstance(frames, Frames)
+        oldest = frames.steps.count[part(state, 1)] - num_rows
+
+        def row(number: jax.Array) -> jax.Array:
+            return part(state, num_rows) + number % num_rows
+
+        def stack_of(number: jax.Array, length: int) -> list[jax.Array]:
+            """Numbers of the steps that acted on the last frames up to a step's, an episode's first for those before it."""
+            numbers, past = [number], frames.past[row(number)]
+            for k in range(length - 1):
+                numbers.append(jnp.where(k < past, frames.before[row(numbers[-1])], numbers[-1]))
+            return numbers[::-1]
+
+        window = [frames.newest[part(state, capacity) + indices]]
+        for _ in range(n_step - 1):
+            window.append(frames.before[row(window[-1])])
+        numbers = jnp.stack(window[::-1])
+        at = row(numbers)
+        # In place of observations the steps that acted on them, or led to them: which of them is the window's matter.
+        steps = Transition(numbers, frames.action[at], frames.reward[at], frames.discount[at], numbers)
         batch = transition_of(config)(Window(steps, frames.ended[at]))
-        s_tm1 = joined(frames, rows_back(frames, batch.s_tm1, envs, stack))
-        rows, lost = rows_led_to(frames, batch.s_t, envs.reshape(-1, *(1,) * (batch.s_t.ndim - 1)))
-        weights = 1.0 - jnp.any(lost.reshape(len(indices), -1), axis=1)
-        return Sample(batch._replace(s_tm1=s_tm1, s_t=joined(frames, rows)), indices, weights, age)
 
-    def row(moment: jax.Array, env: jax.Array) -> jax.Array:
-        return moment % num_moments * num_envs + env
-
-    def row_of_final(number: jax.Array, env: jax.Array) -> jax.Array:
-        return num_rows + number % num_finals * num_envs + env
-
-    def rows_back(frames: Frames, moment: jax.Array, env: jax.Array, length: int) -> jax.Array:
-        """Rows [..., length] of frames up to a moment [...], oldest first, an episode's first standing for those before it."""
-        steps = jnp.minimum(jnp.arange(length)[::-1], frames.past[row(moment, env)][..., None])
-        return row(moment[..., None] - steps, env[..., None])
-
-    def rows_led_to(frames: Frames, moment: jax.Array, env: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Rows [..., K] of the stacks that steps led to, and whether one of them is lost [...]."""
-        here = row(moment, env)
-        ended, number = frames.ended[here], frames.cut[here]
-        cut = ended & (frames.discount[here] > 0)
-        is_newest = moment + 1 == frames.moments.count
-        following = jnp.where(is_newest, num_rows + num_finals * num_envs + env, row(moment + 1, env))
-        last = jnp.where(cut, row_of_final(number, env), jnp.where(ended, here, following))
-        rows = jnp.concatenate([rows_back(frames, moment, env, stack - 1), last[..., None]], axis=-1)
-        return rows, cut & (frames.cuts[env] - number > num_finals)
+        acted_on = stack_of(batch.s_tm1, stack)
+        led_to = frames.led_to[row(batch.s_t)]
+        kept_apart = jnp.maximum(led_to - num_rows, 0)
+        of_another = frames.owner[part(state, num_finals + num_envs) + kept_apart] != batch.s_t
+        lost = jnp.any(((led_to >= num_rows) & of_another).reshape(len(indices), -1), axis=1)
+        lost |= jnp.min(jnp.stack([*window, *acted_on]), axis=0) < oldest
+        rows_to = [number % num_rows for number in stack_of(batch.s_t, stack - 1)] + [led_to]
+        s_tm1, s_t = (
+            joined(frames, part(state, num_pictures) + jnp.stack(rows, axis=-1))
+            for rows in ([number % num_rows for number in acted_on], rows_to)
+        )
+        age = (state.added.count - 1 - indices) % capacity
+        return Sample(batch._replace(s_tm1=s_tm1, s_t=s_t), indices, jnp.where(lost, 0.0, 1.0), age)
 
     def joined(frames: Frames, rows: jax.Array) -> jax.Array:
         """Joins the frames in rows [..., K] to observations."""

@@ -45,8 +45,8 @@ class ReplayState(flax.struct.PyTreeNode):
     """What its ring keeps: transitions with leaves [N, ...], boolean ones bit-packed to [N, bytes], or frames."""
     added: Clock
     """Transitions ever added; the ring's position and its fill follow from it."""
-    first: jax.Array | None = None
-    """[] int32 slot of the storage where this ring begins; None where the storage is its own."""
+    place: jax.Array | None = None
+    """[] int32 number of this ring in a storage of several side by side; None where the storage is its own."""
     priorities: Tree = ()
     """Priorities; nothing where sampling is uniform."""
 
@@ -143,15 +143,14 @@ def make_ring(example: Transition, capacity: int) -> Ring:
         size = size_of(transitions)
         if capacity % size:
             raise ValueError(f"capacity is {capacity}, not a multiple of the {size} transitions added at once: change either")
-        position = _slots(state, state.added.count % capacity)
+        position = part(state, capacity) + state.added.count % capacity
         storage = jax.tree.map(
             lambda stored, new: write(stored, new, position, valid), state.storage, jax.vmap(pack)(transitions)
         )
         return state.replace(storage=storage, added=Clock(state.added.count + jnp.where(valid, size, 0)))
 
     def read(state: ReplayState, indices: jax.Array) -> Sample:
-        slots = _slots(state, indices)
-        packed = jax.tree.map(lambda x: x[slots], state.storage)
+        packed = jax.tree.map(lambda x: x[part(state, capacity) + indices], state.storage)
         transitions = jax.vmap(lambda x: unpack(x, example))(packed)
         return Sample(transitions, indices, jnp.ones(len(indices)), age=(state.added.count - 1 - indices) % capacity)
 
@@ -279,19 +278,18 @@ def select(valid: jax.Array, new: ReplayState, old: ReplayState) -> ReplayState:
 
 
 def side_by_side(rings: ReplayState) -> ReplayState:
-    """Joins the rings of W workers [W, ...] in one storage [W N, ...]; other leaves stay [W, ...]. Not for priorities."""
+    """Joins the rings of W workers [W, N, ...] in one storage [W N, ...]; other leaves stay [W, ...]. Not for priorities."""
     return rings.replace(storage=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rings.storage))
 
 
 def ring_of(rings: ReplayState, worker: jax.Array) -> ReplayState:
     """Returns one worker's ring of rings `side_by_side`, without copying it."""
-    size = len(jax.tree.leaves(rings.storage)[0]) // len(rings.added.count)
-    return rings.replace(added=Clock(rings.added.count[worker]), first=worker * size)
+    return rings.replace(added=Clock(rings.added.count[worker]), place=worker)
 
 
 def put_ring(rings: ReplayState, worker: jax.Array, ring: ReplayState) -> ReplayState:
     """Puts back a ring that `ring_of` gave, after something was added to it."""
-    return ring.replace(added=Clock(rings.added.count.at[worker].set(ring.added.count)), first=None)
+    return ring.replace(added=Clock(rings.added.count.at[worker].set(ring.added.count)), place=None)
 
 
 def bytes_per_transition(example: Transition) -> int:
@@ -327,9 +325,9 @@ def write(stored: jax.Array, new: jax.Array, position: jax.Array, valid: Valid) 
     return jax.lax.dynamic_update_slice_in_dim(stored, jnp.where(valid, new, old), position, axis=0)
 
 
-def _slots(state: ReplayState, positions: jax.Array) -> jax.Array:
-    """Maps positions in the ring to slots of its storage."""
-    return positions if state.first is None else state.first + positions
+def part(state: ReplayState, size: int) -> jax.Array | int:
+    """Returns where a ring's own part begins in arrays of its storage of which each ring has `size` rows."""
+    return 0 if state.place is None else state.place * size
 
 
 def _masses(priority: jax.Array, hyperparams: ReplayHyperparams) -> jax.Array:

@@ -16,6 +16,21 @@ from dqn_jax.config import AgentConfig
 from dqn_jax.types import Transition
 
 
+class SingleStep(NamedTuple):
+    """One step of each environment of an actor, for a memory that joins them itself. Leaves [E, ...]."""
+
+    transition: Transition
+    """One-step reward and discount; of stacked observations the newest frame alone."""
+    ended: jax.Array
+    """bool, whether an episode ended with the step."""
+    age: jax.Array
+    """int32 steps of the same episode before this one."""
+    time: jax.Array
+    """int32 steps that were taken in the environment before, since its actor started."""
+    env: jax.Array
+    """int32 number of the environment; those of one actor follow each other."""
+
+
 class Window(NamedTuple):
     """The last n - 1 single steps of each environment, oldest first."""
 
@@ -28,11 +43,6 @@ class Window(NamedTuple):
 def transition_of(config: AgentConfig) -> Callable[[Window], Transition]:
     """Returns what makes transitions [E, ...] of windows [n, E, ...]: n-step returns, or with `return_lambda` all steps."""
     return n_step_transition if config.return_lambda is None else jax.vmap(whole_window, in_axes=1)
-
-
-def newest_step(window: Window) -> Window:
-    """Returns the newest step of windows [n, E, ...] as it is, [E, ...]."""
-    return jax.tree.map(lambda x: x[-1], window)
 
 
 def n_step_transition(window: Window) -> Transition:

@@ -21,7 +21,7 @@ from dqn_jax.frame_ring import make_frame_ring
 from dqn_jax.networks import make_network
 from dqn_jax.replay import clear, make_memory, make_ring
 from dqn_jax.types import Transition
-from dqn_jax.windows import Window, transition_of
+from dqn_jax.windows import SingleStep, Window, transition_of
 
 FRAME = (2, 3)
 
@@ -80,7 +80,19 @@ def both(setting, limit):
     """(add, read) of a ring of whole transitions and of frames; the first is added to by windows [n, E, ...]."""
     config, spec = agent_of(setting), spec_of(setting, limit)
     whole = make_ring(example_of(Environment(spec, None, None, ()), config), config.replay_capacity)
-    return whole, make_frame_ring(spec, config), transition_of(config)
+    return whole, frame_ring(setting, limit), transition_of(config)
+
+
+def frame_ring(setting, limit):
+    """A ring whose environments all step together."""
+    return make_frame_ring(spec_of(setting, limit), agent_of(setting), setting.num_envs * setting.blocks, setting.num_envs)
+
+
+def newest(window, age, time):
+    """A step [E, ...] of whole stacks, as an actor gives it to a ring of frames."""
+    (s_tm1, a_tm1, r_t, discount_t, s_t), ended = window
+    here = Transition(s_tm1[..., -1:], a_tm1, r_t, discount_t, s_t[..., -1:])
+    return SingleStep(here, ended, age, jnp.full(len(ended), time), jnp.arange(len(ended)))
 
 
 def assert_same(whole, frames, exact_weights=True):
@@ -119,16 +131,18 @@ def readings(setting, limit):
     n_step, positions = setting.n_step, jnp.arange(setting.num_envs * setting.blocks)
 
     def once(states, step):
-        window, whole_state, frames_state, time = states
+        window, whole_state, frames_state, age, time = states
         window = jax.tree.map(lambda past, new: jnp.concatenate([past[1:], new[None]]), window, step)
         whole_state = whole.add(whole_state, join(window), time >= n_step - 1)
-        frames_state = frames.add(frames_state, step, True)
+        frames_state = frames.add(frames_state, newest(step, age, time), True)
+        age = jnp.where(step.ended, 0, age + 1)
         given = (whole.read(whole_state, positions), frames.read(frames_state, positions))
-        return (window, whole_state, frames_state, time + 1), (whole_state.added.count, frames_state.added.count, *given)
+        return (window, whole_state, frames_state, age, time + 1), (whole_state.added.count, frames_state.added.count, *given)
 
     def run(steps):
         window = jax.tree.map(lambda x: jnp.zeros((n_step, *x.shape[1:]), x.dtype), steps)
-        return jax.lax.scan(once, (window, whole.init(), frames.init(), 0), steps)[1]
+        ages = jnp.zeros(setting.num_envs, jnp.int32)
+        return jax.lax.scan(once, (window, whole.init(), frames.init(), ages, 0), steps)[1]
 
     return jax.jit(run)
 
@@ -150,14 +164,18 @@ def test_the_same_transitions_as_whole_ones(case, terminates, seed):
 def filled(ring, steps, first, last):
     state = ring.init() if isinstance(first, int) and first == 0 else first[0]
     for time in range(first if isinstance(first, int) else first[1], last):
-        state = ring.add(state, jax.tree.map(lambda x, time=time: x[time], steps), True)
+        ended = steps.ended[:time]
+        age = (
+            np.argmax(np.concatenate([ended[::-1], np.ones_like(ended[:1], bool)]), axis=0) if time else np.zeros(len(ended.T))
+        )
+        state = ring.add(state, newest(jax.tree.map(lambda x, time=time: x[time], steps), age.astype(np.int32), time), True)
     return state
 
 
 def test_a_stack_and_a_bootstrap_by_hand():
     """One environment, stacks of three, two steps a transition: frames 0 1 2 3 | 4 5 6, the first episode cut after frame 3."""
     setting = Setting(num_envs=1, blocks=4, n_step=2)
-    ring = make_frame_ring(spec_of(setting, 3), agent_of(setting))
+    ring = frame_ring(setting, 3)
 
     def picture(*numbers):
         return np.stack([np.full(FRAME, number, np.uint8) for number in numbers], axis=-1)
@@ -167,14 +185,16 @@ def test_a_stack_and_a_bootstrap_by_hand():
         return jax.tree.map(lambda x: np.asarray(x)[None], Window(transition, np.bool_(ended)))
 
     state = ring.init()
-    for one in (
-        step((0, 0, 0), (0, 0, 1), 1),
-        step((0, 0, 1), (0, 1, 2), 2),
-        step((0, 1, 2), (1, 2, 3), 3, ended=True),
-        step((4, 4, 4), (4, 4, 5), 4),
-        step((4, 4, 5), (4, 5, 6), 5),
+    for time, one in enumerate(
+        (
+            step((0, 0, 0), (0, 0, 1), 1),
+            step((0, 0, 1), (0, 1, 2), 2),
+            step((0, 1, 2), (1, 2, 3), 3, ended=True),
+            step((4, 4, 4), (4, 4, 5), 4),
+            step((4, 4, 5), (4, 5, 6), 5),
+        )
     ):
-        state = ring.add(state, one, True)
+        state = ring.add(state, newest(one, np.array([time if time < 3 else time - 3]), time), True)
     read = ring.read(state, jnp.arange(4))
     seen = [
         ([int(x) for x in before[0, 0]], [int(x) for x in after[0, 0]], float(r), float(d))
@@ -193,7 +213,7 @@ def test_a_stack_and_a_bootstrap_by_hand():
 def test_frames_are_the_same_read_at_once_as_on_a_gpu(monkeypatch):
     setting = Setting(n_step=2)
     steps = experience(setting, 2, 12, limit=3, terminates=0.1)
-    ring = make_frame_ring(spec_of(setting, 3), agent_of(setting))
+    ring = frame_ring(setting, 3)
     state, there = filled(ring, steps, 0, 12), jnp.arange(setting.num_envs * setting.blocks)
     one_by_one = ring.read(state, there)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -204,7 +224,7 @@ def test_frames_are_the_same_read_at_once_as_on_a_gpu(monkeypatch):
 def test_after_a_termination_the_last_frame_stands_for_the_one_that_is_not_kept():
     setting = Setting(num_envs=1, blocks=8, stack=3)
     steps = experience(setting, 1, 8, limit=100, terminates=0.4)
-    ring = make_frame_ring(spec_of(setting, 100), agent_of(setting))
+    ring = frame_ring(setting, 100)
     read = ring.read(filled(ring, steps, 0, 8), jnp.arange(8)).transitions
     ended = np.asarray(read.discount_t) == 0
     assert 0 < ended.sum() < 8
@@ -214,12 +234,16 @@ def test_after_a_termination_the_last_frame_stands_for_the_one_that_is_not_kept(
 def test_an_invalid_step_leaves_every_bit():
     setting = Setting(n_step=2)
     steps = experience(setting, 0, 14, limit=3, terminates=0.2)
-    ring = make_frame_ring(spec_of(setting, 3), agent_of(setting))
+    ring = frame_ring(setting, 3)
     for length in range(14):
         state = filled(ring, steps, 0, length)
         for ended in (False, True):
             step = jax.tree.map(lambda x: x[0], steps)._replace(ended=np.full(setting.num_envs, ended))
-            jax.tree.map(np.testing.assert_array_equal, ring.add(state, step, jnp.bool_(False)), state)
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                ring.add(state, newest(step, jnp.arange(setting.num_envs), length), jnp.bool_(False)),
+                state,
+            )
 
 
 def test_a_cleared_ring_draws_what_came_after_with_the_frames_from_before():
@@ -258,12 +282,14 @@ def test_bytes_of_a_transition_of_atari():
     spec = EnvSpec("pixels", (84, 84, 4), np.dtype(np.uint8), 6, 27_000, 4)
     capacity = 1_000_000
     config = AgentConfig(num_envs=8, replay_capacity=capacity, n_step=3)
-    storage = jax.eval_shape(make_frame_ring(spec, config).init).storage
+    storage = jax.eval_shape(make_frame_ring(spec, config, capacity, config.num_envs).init).storage
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(storage))
     assert total <= 7_200 * capacity <= 8e9
 
 
 STACKED = make_env("Catch-bsuite", wrappers=("frame-stack:3", "time-limit:4"))
+WHOLE = STACKED._replace(spec=STACKED.spec._replace(stack=1))
+"""The same, where nobody says that observations are stacked: they are stored whole."""
 
 
 @pytest.mark.parametrize("memory", ["uniform", "prioritised", "newest"])
@@ -275,8 +301,8 @@ def test_an_agent_learns_the_same(memory, n_step):
     )
     network = make_network(NetworkConfig(hidden_sizes=(8,)), STACKED.spec)
 
-    def trained(whole_stacks):
-        agent = make_agent(STACKED, network, config, whole_stacks=whole_stacks)
+    def trained(env):
+        agent = make_agent(env, network, config)
 
         def step(state, time):
             state, info = agent.step(state, active=time % 3 != 2)
@@ -284,7 +310,7 @@ def test_an_agent_learns_the_same(memory, n_step):
 
         return jax.jit(lambda: jax.lax.scan(step, agent.warm_up(agent.init(jax.random.key(0))), jnp.arange(50)))()
 
-    (one, losses), (other, same) = trained(True), trained(False)
+    (one, losses), (other, same) = trained(WHOLE), trained(STACKED)
     np.testing.assert_array_equal(losses, same)
     jax.tree.map(np.testing.assert_array_equal, one.learner, other.learner)
     assert np.any(np.asarray(losses) != losses[0])
@@ -296,8 +322,8 @@ def test_a_memory_of_an_agent_has_frames_where_observations_are_stacked():
     agent = make_agent(STACKED, network, config)
     kept = jax.eval_shape(agent.memory.init).storage
     # 50 bits of a frame; of a whole stack, 150. Episodes are cut after four steps.
-    moments = 64 // 4 + 2
-    assert kept.pictures.shape == (4 * (moments + moments // 4 + 1 + 1), 7)
+    steps = 64 + 2 * 4
+    assert kept.pictures.shape == (steps + steps // 4 + 4 + 4, 7)
     plain = make_memory(example_of(STACKED, config), config)
     assert jax.eval_shape(plain.init).storage.s_t.shape == (64, 19)
 
@@ -325,9 +351,8 @@ def apart(env, network):
 @pytest.mark.parametrize("make", [in_parallel, apart])
 def test_drivers_learn_the_same(make):
     network = make_network(NetworkConfig(hidden_sizes=(8,)), STACKED.spec)
-    whole = STACKED._replace(spec=STACKED.spec._replace(stack=1))
     trained = []
-    for env in (STACKED, whole):
+    for env in (STACKED, WHOLE):
         driver = make(env, network)
         state = driver.init()
         agents = state.clients.agent if make is apart else state

@@ -187,7 +187,7 @@ def test_rings_side_by_side_are_rings_of_their_own():
         new = transitions_of(range(20, 24))
         rings[1], together = add(rings[1], new), put_ring(together, jnp.int32(1), add(one, new))
     assert together.added.count.tolist() == [4, 24, 8]
-    assert together.first is None
+    assert together.place is None
     for worker, ring in enumerate(rings):
         part = slice(worker * CAPACITY, (worker + 1) * CAPACITY)
         assert_same(jax.tree.map(lambda x, part=part: x[part], together.storage), ring.storage)

@@ -14,14 +14,14 @@ import numpy as np
 
 from dqn_jax.actor import Actor, ActorState
 from dqn_jax.envs import Environment, Running, seeds_of
-from dqn_jax.types import Info, Params, Transition, Tree
+from dqn_jax.types import Info, Params, Tree
 
 
 class Moment(NamedTuple):
     """The result of one step of all environments; of T steps, leaves [T, ...]."""
 
-    transitions: Transition
-    """Leaves [E, ...]."""
+    transitions: Tree
+    """Transitions or SingleSteps, leaves [E, ...]."""
     valid: jax.Array
     """[] bool."""
     info: Info

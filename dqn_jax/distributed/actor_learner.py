@@ -19,13 +19,14 @@ import numpy as np
 
 from dqn_jax.agent import AgentState, diagnose, make_agent, not_finite, reduce_info, reduce_infos, repeat, replay_bytes
 from dqn_jax.build import build
-from dqn_jax.distributed.actors import Block, Policy, side_by_side
+from dqn_jax.distributed.actors import Block, Policy, side_by_side, with_every_frame
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.pool import WorkerPool
 from dqn_jax.distributed.engines.tasks import Engine, Result, WorkerLost
 from dqn_jax.distributed.roles import lag_info
 from dqn_jax.envs import Environment
 from dqn_jax.evaluation import Evaluator, evaluator_of
+from dqn_jax.frame_ring import SharedBy
 from dqn_jax.mapping import check_replicas, local_devices, names_of, over, place, row, stream_key
 from dqn_jax.networks import Network
 from dqn_jax.types import Driver, Info, Tree
@@ -65,7 +66,8 @@ def make_learner_side(
       InputError: where sizes do not divide over the devices.
     """
     num_devices = len(devices)
-    agent = make_agent(env, network, config.agent, axis_name=AXIS, num_shards=num_devices, whole_stacks=True)
+    shared_by = SharedBy(config.agent.num_envs, config.acts_per_block)
+    agent = make_agent(env, network, config.agent, axis_name=AXIS, num_shards=num_devices, shared_by=shared_by)
     config.check_blocks(num_devices)
 
     def start(shard: jax.Array) -> AgentState:
@@ -128,7 +130,7 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
         per_step=config.frames_per_chunk,
         initial_frames=config.initial_frames,
         devices=names_of(devices),
-        replay_bytes=replay_bytes(env, config.agent, whole_stacks=True),
+        replay_bytes=replay_bytes(env, config.agent),
         lockstep=False,
         close=engine.close,
     )
@@ -228,7 +230,8 @@ class _LearnerRun:
                 self._send(news.worker)
         ordered = [results[actor] for actor in sorted(results)]
         infos = reduce_infos([result.info for result in ordered])
-        return side_by_side([result.payload for result in ordered]), self.version - ordered[0].version, infos
+        block = side_by_side([with_every_frame(result.payload) for result in ordered])
+        return block, self.version - ordered[0].version, infos
 
     def _send(self, actor: int) -> None:
         assert self.pool is not None

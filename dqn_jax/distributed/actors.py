@@ -5,6 +5,8 @@ Not here: where actors run (`engines`), how environments are stepped (`acting`),
 Shapes: N actors, E environments of an actor, T environment steps in a block.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.actor import ActorState, make_actor
-from dqn_jax.agent import hyperparams_of, keys_of, reduce_info
+from dqn_jax.agent import hyperparams_of, keeps_frames, keys_of, reduce_info
 from dqn_jax.build import build
 from dqn_jax.distributed.acting import make_acting
 from dqn_jax.distributed.config import ActorLearnerExperiment
 from dqn_jax.distributed.engines.tasks import Job, Task
 from dqn_jax.distributed.roles import Copy
+from dqn_jax.envs import Environment
 from dqn_jax.exploration import NO_EXPLORATION, make_exploration
+from dqn_jax.frame_ring import make_frame_ring
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
 from dqn_jax.types import ActorHyperparams, Info, Params, Sample, Transition, Tree
+from dqn_jax.windows import SingleStep
 
 _LADDER_BASE, _LADDER_STEP = 0.4, 7.0
 
@@ -35,10 +40,10 @@ class Policy(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Transitions sent by an actor."""
+    """What an actor sends."""
 
-    transitions: Transition
-    """Leaves [T, E, ...]."""
+    transitions: Tree
+    """Transitions or SingleSteps, leaves [T, E, ...]; on the way, as `each_frame_once` leaves SingleSteps."""
     valid: Tree
     """[T] bool."""
     priorities: Tree
@@ -68,8 +73,16 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         "shared": make_exploration(config.agent),
         "none": NO_EXPLORATION,
     }[config.actors.exploration]
-    actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors, exploration=exploration)
+    actor = make_actor(
+        env,
+        network,
+        config.agent,
+        num_shards=config.actors.num_actors,
+        exploration=exploration,
+        single_steps=keeps_frames(env),
+    )
     acting = make_acting(env, actor)
+    joining = _make_joining(env, config) if keeps_frames(env) else _NO_JOINING
     learner = make_learner(network, config.agent)
     _, actor_key, learner_key = keys_of(stream_key(config.seed))
 
@@ -78,7 +91,8 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         return actor.init(actor_key, env.params, numbers, first_env=stream * config.envs_per_actor)
 
     @jax.jit
-    def priorities(transitions: Transition, policy: Policy, version: jax.Array) -> jax.Array:
+    def priorities(ring: Tree, steps: Tree, policy: Policy, version: jax.Array) -> tuple[Tree, jax.Array]:
+        ring, transitions = joining.join(ring, steps)
         copy = Copy(policy.params, policy.params, policy.loss_hyperparams)
 
         def of_moment(transitions: Transition) -> jax.Array:
@@ -87,24 +101,85 @@ def make_job(config: ActorLearnerExperiment) -> Job:
             # The compiler leaves out the gradient, which is not used.
             return learner.grad(copy, sample, jax.random.fold_in(learner_key, version))[1]
 
-        return jax.vmap(of_moment)(transitions)
+        return ring, jax.vmap(of_moment)(transitions)
 
-    def begin(task: Task) -> tuple[Tree, Policy]:
+    def begin(task: Task) -> tuple[Tree, Tree, Policy]:
         numbers = actor_hyperparams(config, task.stream % config.actors.num_actors, task.frames)
-        return acting.begin(init(jnp.int32(task.stream), numbers)), task.params
+        return acting.begin(init(jnp.int32(task.stream), numbers)), joining.init(), task.params
 
-    def work(state: tuple[Tree, Policy], task: Task) -> tuple[tuple[Tree, Policy], Block, Info]:
-        actor_state, policy = state
+    def work(state: tuple[Tree, Tree, Policy], task: Task) -> tuple[tuple[Tree, Tree, Policy], Block, Info]:
+        actor_state, ring, policy = state
         policy = policy if task.params is None else task.params
         actor_state, (transitions, valid, infos) = acting.play(actor_state, policy.params, config.acts_per_block)
-        known = priorities(transitions, policy, jnp.int32(task.version)) if config.agent.memory == "prioritised" else None
-        return (actor_state, policy), Block(transitions, valid, known), reduce_info(infos)
+        known = None
+        if config.agent.memory == "prioritised":
+            ring, known = priorities(ring, transitions, policy, jnp.int32(task.version))
+        return (actor_state, ring, policy), each_frame_once(Block(transitions, valid, known)), reduce_info(infos)
 
     return Job(begin, work)
 
 
+class _Joining(NamedTuple):
+    """How an actor makes transitions of what it sends, to give them priorities."""
+
+    init: Callable[[], Tree]
+    join: Callable[[Tree, Tree], tuple[Tree, Transition]]
+    """(state, what is sent [T, E, ...]) -> (state, the transitions that it completes [T, E, ...])."""
+
+
+_NO_JOINING = _Joining(lambda: (), lambda state, transitions: (state, transitions))
+
+
+def _make_joining(env: Environment, config: ActorLearnerExperiment) -> _Joining:
+    """Joins single steps in a ring of frames that a block fills. An actor's first n - 1 complete none: any stands there."""
+    shape = (config.acts_per_block, config.envs_per_actor)
+    capacity = math.prod(shape)
+    ring = make_frame_ring(env.spec, config.agent, capacity, config.envs_per_actor)
+
+    def join(state: Tree, steps: SingleStep) -> tuple[Tree, Transition]:
+        state = jax.lax.scan(lambda state, step: (ring.add(state, step, True), None), state, steps)[0]
+        newest = ring.read(state, (state.added.count + jnp.arange(capacity)) % capacity).transitions
+        return state, jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), newest)
+
+    return _Joining(ring.init, join)
+
+
+def each_frame_once(block: Block) -> Block:
+    """Leaves out of a block of steps the frames that they led to, but for those that the block's next step did not act on.
+
+    What is left of them is [F, ...]: of the last steps, and of those that ended an episode.
+    """
+    steps = block.transitions
+    if not isinstance(steps, SingleStep):
+        return block
+    return _with_reached(block, np.asarray(steps.transition.s_t)[_lead_elsewhere(steps)])
+
+
+def with_every_frame(block: Block) -> Block:
+    """Inverts `each_frame_once`."""
+    steps = block.transitions
+    if not isinstance(steps, SingleStep):
+        return block
+    acted_on = np.asarray(steps.transition.s_tm1)
+    reached = np.concatenate([acted_on[1:], acted_on[-1:]])
+    reached[_lead_elsewhere(steps)] = steps.transition.s_t
+    return _with_reached(block, reached)
+
+
+def _with_reached(block: Block, frames: Tree) -> Block:
+    steps = block.transitions
+    return block._replace(transitions=steps._replace(transition=steps.transition._replace(s_t=frames)))
+
+
+def _lead_elsewhere(steps: SingleStep) -> np.ndarray:
+    """Which steps [T, E] led to a frame that no step of their block acted on."""
+    elsewhere = np.array(steps.ended)
+    elsewhere[-1] = True
+    return elsewhere
+
+
 def side_by_side(blocks: list[Block]) -> Block:
-    """Joins blocks of several actors, environments in the actors' order; a step is valid if it is in all."""
+    """Joins blocks of several actors, whole, environments in the actors' order; a step is valid if it is in all."""
     if len(blocks) == 1:
         return blocks[0]
     transitions, priorities = jax.tree.map(

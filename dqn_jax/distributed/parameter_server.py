@@ -270,7 +270,7 @@ def make_parameter_server(
         per_step=frames,
         initial_frames=warm_up,
         devices=names_of(devices),
-        replay_bytes=len(seeds) * num_workers * replay_bytes(env, agent_config, whole_stacks=True),
+        replay_bytes=len(seeds) * num_workers * replay_bytes(env, agent_config),
         lockstep=False,
     )
 

@@ -17,11 +17,12 @@ from dqn_jax.agent import AgentState, diagnose, every_step, hyperparams_of, keys
 from dqn_jax.config import MAX_COUNT, AgentConfig
 from dqn_jax.distributed.config import ServerConfig
 from dqn_jax.envs import Environment
+from dqn_jax.frame_ring import SharedBy
 from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.mapping import stream_key
 from dqn_jax.networks import Network
 from dqn_jax.replay import ReplayState
-from dqn_jax.types import Info, Params, Transition, Tree
+from dqn_jax.types import Info, Params, Tree
 
 
 class Copy(NamedTuple):
@@ -42,8 +43,8 @@ class Worker(NamedTuple):
     """state -> (state, push, info): the agent steps between two pushes."""
     fresh: Callable[..., AgentState]
     """As `init`, before the warm-up: for who acts elsewhere, and stores what comes of it with `store`."""
-    store: Callable[[AgentState, Transition, jax.Array], AgentState]
-    """(state, transitions [T, E, ...], valid [T]) -> state."""
+    store: Callable[[AgentState, Tree, jax.Array], AgentState]
+    """(state, what its memory takes [T, E, ...], valid [T]) -> state."""
     learn: Callable[[AgentState], tuple[AgentState, Params, Info]]
     """state -> (state, push, info): what one agent step does after its acts."""
     pull: Callable[..., AgentState]
@@ -86,14 +87,16 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
     """
     # The server owns the target: a worker's copy changes by pulling alone.
     config = dataclasses.replace(config, target_period=MAX_COUNT)
+    shared_by = None
     if server.replay == "shared":
+        shared_by = SharedBy(server.num_workers * config.num_envs, server.local_steps * config.acts_per_step)
         frames = config.importance_anneal_frames
         config = dataclasses.replace(
             config,
             replay_capacity=server.num_workers * config.replay_capacity,
             importance_anneal_frames=None if frames is None else server.num_workers * frames,
         )
-    agent = make_agent(env, network, config, whole_stacks=True)
+    agent = make_agent(env, network, config, shared_by=shared_by)
     defaults = hyperparams_of(config)
 
     def fresh(
@@ -117,7 +120,7 @@ def make_worker(env: Environment, network: Network, config: AgentConfig, server:
         pulled, own = ({name: getattr(learner, name) for name in Copy._fields} for learner in (state, worker.learner))
         return worker.replace(learner=worker.learner.replace(**jax.tree.map(choose, pulled, own)))
 
-    def store(worker: AgentState, transitions: Transition, valid: jax.Array) -> AgentState:
+    def store(worker: AgentState, transitions: Tree, valid: jax.Array) -> AgentState:
         return jax.lax.scan(lambda worker, moment: (agent.add(worker, *moment), None), worker, (transitions, valid))[0]
 
     def learn(worker: AgentState) -> tuple[AgentState, Params, Info]:

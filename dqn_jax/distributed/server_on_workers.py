@@ -60,7 +60,7 @@ def from_config(config: ServerExperiment, engine: Engine) -> tuple[Driver, Evalu
         per_step=config.pushes_per_chunk * config.frames_per_push,
         initial_frames=warm_up,
         devices=names_of(local_devices(1)),
-        replay_bytes=workers_here * replay_bytes(env, config.agent, whole_stacks=True),
+        replay_bytes=workers_here * replay_bytes(env, config.agent),
         lockstep=False,
         close=engine.close,
     )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.actor import make_actor
-from dqn_jax.agent import AgentState, every_step, reduce_info, reduce_infos
+from dqn_jax.agent import AgentState, every_step, keeps_frames, reduce_info, reduce_infos
 from dqn_jax.build import build
 from dqn_jax.distributed.acting import Moment, make_acting
 from dqn_jax.distributed.config import ServerExperiment
@@ -68,7 +68,7 @@ def _in_a_program(config: ServerExperiment, worker: Worker) -> _Halves:
 
 def _on_the_host(config: ServerExperiment, env: Environment, network: Network, worker: Worker) -> _Halves:
     """Splits the same steps: acting on the host, then storing and learning in a program."""
-    acting = make_acting(env, make_actor(env, network, config.agent))
+    acting = make_acting(env, make_actor(env, network, config.agent, single_steps=keeps_frames(env)))
     fresh = jax.jit(lambda number, frames, copy: worker.fresh(config.seed, number, copy, frames=frames))
     store = jax.jit(worker.store, donate_argnums=0)
 

@@ -81,7 +81,8 @@ def memory_of(name: str, config: AgentConfig) -> Any:
 
     none: Any = None
     example = example_of(Environment(SPEC, none, none, ()), config)
-    return make_memory(example, config, ring=make_frame_ring(SPEC, config) if name == "frames" else None)
+    ring = make_frame_ring(SPEC, config, config.replay_capacity, config.num_envs)
+    return make_memory(example, config, ring=ring if name == "frames" else None)
 
 
 def contestant(name: str, kind: str, length: int) -> Contestant:
@@ -90,13 +91,16 @@ def contestant(name: str, kind: str, length: int) -> Contestant:
     import jax.numpy as jnp
 
     from dqn_jax.types import Transition
-    from dqn_jax.windows import Window
+    from dqn_jax.windows import SingleStep
 
     memory = memory_of(name, AGENT)
     rows = (AGENT.num_envs,)
     obs = jax.random.randint(jax.random.key(0), (*rows, *SPEC.obs_shape), 0, 256).astype(jnp.uint8)
     step = Transition(obs, jnp.zeros(rows, jnp.int32), jnp.zeros(rows), jnp.full(rows, 0.99), obs)
-    given = Window(step, jnp.zeros(rows, bool)) if name == "frames" else step
+    number = jnp.zeros(rows, jnp.int32)
+    # An old episode, whose stacks go back by three steps.
+    frames = step._replace(s_tm1=obs[..., -1:], s_t=obs[..., -1:])
+    given = SingleStep(frames, number > 0, number + 100, number, number) if name == "frames" else step
 
     def add(state: Any, _: None) -> tuple[Any, jax.Array]:
         return memory.add(state, given), jnp.float32(0)

@@ -104,7 +104,7 @@ def test_each_actor_has_its_rung_whatever_its_age():
         epsilon = [0.4, 0.00065536][actor]
         np.testing.assert_allclose([numbers.epsilon_start, numbers.epsilon_end], [epsilon, epsilon], rtol=1e-6)
         # The actor's third start.
-        (state, _) = job_of(CONFIG).begin(task(stream=actor + 4))
+        (state, *_) = job_of(CONFIG).begin(task(stream=actor + 4))
         np.testing.assert_allclose(state.hyperparams.epsilon_start, epsilon, rtol=1e-6)
 
 
