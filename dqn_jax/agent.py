@@ -121,6 +121,8 @@ class Agent(NamedTuple):
     Where `active` ([] bool) is false the state stays as it is; the info is of the step not taken."""
     warm_up: Callable[[AgentState], AgentState]
     """Acts until `learning_starts` frames are stored; `learn` needs it once, before the first update."""
+    refill: Callable[[AgentState], AgentState]
+    """`warm_up` from an empty replay."""
     memory: Memory
     """What the state's `replay` is a state of."""
 
@@ -254,7 +256,10 @@ def make_agent(
     def warm_up(state: AgentState) -> AgentState:
         return repeat(act, config.warm_up_acts)(state)[0]
 
-    return Agent(init, add, act, prepare, gather, grad, learn, step, warm_up, memory)
+    def refill(state: AgentState) -> AgentState:
+        return warm_up(state.replace(replay=memory.init(defaults.replay)))
+
+    return Agent(init, add, act, prepare, gather, grad, learn, step, warm_up, refill, memory)
 
 
 def make_chunk(

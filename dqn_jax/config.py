@@ -294,7 +294,9 @@ class RunnerConfig:
     checkpoint_every: int = 100_000
     """Frames (or rounds) between two checkpoints."""
     keep_checkpoints: int = 3
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; large replays are in the newest alone."""
+    checkpoint_replay: bool = True
+    """Save replays, too; without them a resumed run fills them again by acting, and is not the same to the bit."""
     compilation_cache: bool = True
     """Keep compiled programs in ~/.cache/dqn_jax, so that the same command starts at once the next time."""
     loggers: tuple[str, ...] = ()

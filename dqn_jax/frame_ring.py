@@ -144,7 +144,7 @@ def make_frame_ring(spec: EnvSpec, config: AgentConfig, capacity: int, num_envs:
         tails = num_finals + first_env + jnp.arange(size)
 
         run, due, who = (jax.lax.dynamic_slice_in_dim(clock.count, clocks, size) for clock in (old.run, old.due, old.who))
-        joins = (time > 0) & (time == due) & (envs == who)
+        joins = (time == due) & (envs == who)
         run = 1 + jnp.where(joins, run, 0)
         before = jnp.where(joins, old.owner[others + tails], _NONE)
         leads_here = (before >= count + size - num_rows) & (age > 0)

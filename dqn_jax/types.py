@@ -153,6 +153,9 @@ class Driver(NamedTuple):
     """Names of the devices it runs on."""
     replay_bytes: int = 0
     """Bytes of the replays of all seeds, clients and workers, on this machine and those of other processes of the run."""
+    refill: Callable[[Tree], Tree] | None = None
+    """state -> state whose replays are filled again, from empty ones, by acting with its parameters; `initial_frames` of each
+    seed. None where that cannot be done."""
     lockstep: bool = True
     """Whether every seed has made the same number of updates; else metrics list them. Read where the unit is frames."""
     close: Callable[[], None] = lambda: None

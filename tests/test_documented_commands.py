@@ -128,6 +128,7 @@ def test_flags_in_prose_are_those_of_a_job(path):
     known = {flag for config in (QUICKSTART, SERVER_MODEL, APEX, HETEROGENEOUS) for flag in flags_of(config)}
     known |= {
         "--runner.no-compilation-cache",
+        "--runner.no-checkpoint-replay",
         "--algorithm",
         "--tuned",
         "--preset",

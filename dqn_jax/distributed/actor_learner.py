@@ -131,6 +131,8 @@ def from_config(config: ActorLearnerExperiment, engine: Engine) -> tuple[Driver,
         initial_frames=config.initial_frames,
         devices=names_of(devices),
         replay_bytes=replay_bytes(env, config.agent),
+        # Whose replay is empty, as that of a new run is, begins by filling it.
+        refill=lambda state: state,
         lockstep=False,
         close=engine.close,
     )
@@ -192,7 +194,7 @@ class _LearnerRun:
         self.has = np.full(self.pool.size, -1)
         self.epsilons = np.full(self.pool.size, np.nan)
         self._publish(agent)
-        if not state.frames.any():
+        if not np.asarray(agent.replay.added.count).any():
             for _ in range(self.config.warm_up_blocks):
                 block, _, _ = self._next_block()
                 agent = self.side.absorb(agent, block, False)

@@ -102,10 +102,17 @@ def make_data_parallel(
             one = over(one, AXIS, in_axes=(axes,), out_axes=(axes, 0))
         return over(one, in_axes=(axes,), out_axes=(axes, 0))(state)
 
+    def refill_lanes(state: AgentState) -> AgentState:
+        axes, one = lane_axes(state), agent.refill
+        if in_lanes:
+            one = over(one, AXIS, in_axes=(axes,), out_axes=axes)
+        return over(one, in_axes=(axes,), out_axes=axes)(state)
+
     # Lanes have an axis of that name of their own.
     name = None if in_lanes else AXIS
     parallel_start = over(start_lanes, name, devices)
     parallel_chunk = over(chunk_lanes, name, devices, donate=True)
+    parallel_refill = over(refill_lanes, name, devices, donate=True)
     every_row = make_gather(devices)
 
     def init() -> AgentState:
@@ -142,6 +149,7 @@ def make_data_parallel(
         initial_frames=config.warm_up_frames,
         devices=names_of(devices),
         replay_bytes=len(seeds) * replay_bytes(env, config),
+        refill=parallel_refill,
     )
 
 

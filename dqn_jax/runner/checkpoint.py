@@ -1,9 +1,11 @@
 """Atomic checkpoints: written under a temporary name, checksummed, renamed into place, verified when read.
 
-A checkpoint is a directory `step_<frames, or rounds>` with `arrays-<process>.npz` (every leaf of the state, as that process
-has it), `policy.npz` (the parameters alone, to be played), and `manifest.json` (checksums and shapes of the arrays, progress,
-and the config). A damaged one is reported and the one before it is used. Of several processes each writes and reads its own
-arrays, and the first writes the rest when all are done; all accept or reject a checkpoint together.
+A checkpoint is a directory `step_<frames, or rounds>` with `arrays-<process>.npz` and `replay-<process>.npz` (every leaf of the
+state, as that process has it), `policy.npz` (the parameters alone, to be played), and `manifest.json` (checksums and shapes of
+the arrays, progress, and the config). A damaged one is reported and the one before it is used. Of several processes each writes
+and reads its own arrays, and the first writes the rest when all are done; all accept or reject a checkpoint together.
+
+Replays may be left out, and large ones are kept in the newest checkpoint alone.
 
 Not here: when to save.
 """
@@ -16,8 +18,9 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -26,21 +29,23 @@ import numpy as np
 
 from dqn_jax.config import InputError, Record
 from dqn_jax.lookup import divided
+from dqn_jax.replay import ReplayState
 from dqn_jax.runner import peers
 from dqn_jax.runner.config_file import NUMBERS, flatten
 from dqn_jax.runner.policy import POLICY, write_policy
 from dqn_jax.types import Params
 
-ARRAYS = "arrays-{}.npz"
-"""Name of a process's arrays, by its number."""
+ARRAYS, REPLAY = "arrays-{}.npz", "replay-{}.npz"
+"""Names of a process's arrays, and of those of its replays, by its number."""
 MANIFEST = "manifest.json"
 _MAY_CHANGE = (
     *("total_frames", "rounds", "run_dir", "resume"),
-    *("runner.threshold", "runner.compilation_cache", "runner.loggers", "patience", "ray_address"),
+    *("runner.threshold", "runner.compilation_cache", "runner.loggers", "runner.checkpoint_replay", "patience", "ray_address"),
 )
 """What is no part of the state, and changes nothing before the checkpoint."""
 _REMEDY = "move this checkpoint away to go on from the one before it"
 _BODY: dict[str, Any] = {"progress": dict, "config": dict, "leaves": list, "arrays_sha256": (list, str)}
+_REPLAY_BODY: dict[str, Any] = {"replay_sha256": (list, type(None)), "replay_may_go": bool}
 """Entries of a manifest, and their types: one text for all arrays was an older version's."""
 _NAMES = ("agent.loss", "agent.exploration")
 """Names of parts whose numbers, after a colon, are in the state too."""
@@ -59,12 +64,14 @@ class Checkpoint:
     """Progress of the run, as given to `save`."""
     config: Record
     leaves: list[Record]
+    has_replay: bool
+    """Whether all replays are there; else `restore` leaves the template's."""
 
     def restore(self, template: chex.ArrayTree, new_numbers: bool = False) -> chex.ArrayTree:
         """Reads the saved state, each leaf placed as the template's is.
 
         Args:
-          template: a state of the same run.
+          template: a state of the same run; its replays are gone then, where the checkpoint has replays.
           new_numbers: whether to take the numbers of the config, `NUMBERS`, from the template.
 
         Raises:
@@ -75,29 +82,42 @@ class Checkpoint:
             pairs = itertools.zip_longest(self.leaves, expected)
             saved, wanted = next((_words(saved), _words(wanted)) for saved, wanted in pairs if saved != wanted)
             raise InputError(f"{self.path} has {saved} where this program has {wanted}: resume with the version that wrote it")
-        values = self._arrays(len(expected))
         leaves, structure = jax.tree.flatten(template)
-        wrong = [leaf for leaf, value, like in zip(expected, values, leaves, strict=True) if not _is_like(value, like)]
-        if wrong:
-            raise InputError(f"{self.path} has another {_words(wrong[0])} than its {MANIFEST} says: {_REMEDY}")
-        restored = [_to_device(value, like) for value, like in zip(values, leaves, strict=True)]
-        if new_numbers:
-            names = [leaf["name"] for leaf in expected]
-            restored = [new if _is_number(name) else old for name, new, old in zip(names, leaves, restored, strict=True)]
-        return jax.tree.unflatten(structure, restored)
+        names = {index: leaf["name"] for index, leaf in enumerate(expected)}
+        of_replays = _are_replays(template)
+        for file, of_replay in ((ARRAYS, False), (REPLAY, True)):
+            if of_replay and not (self.has_replay and any(of_replays)):
+                continue
+            those = [index for index in names if of_replays[index] == of_replay]
+            those = [index for index in those if not (new_numbers and _is_number(names[index]))]
+            for index in those if of_replay else ():
+                leaves[index].delete()
+            for index, value in self._arrays(file, those):
+                if not _is_like(value, leaves[index]):
+                    raise InputError(f"{self.path} has another {_words(expected[index])} than its {MANIFEST} says: {_REMEDY}")
+                leaves[index] = _to_device(value, leaves[index])
+        return jax.tree.unflatten(structure, leaves)
 
-    def _arrays(self, number: int) -> list[np.ndarray]:
-        """Reads this process's leaves."""
-        name = _own_arrays()
+    def _arrays(self, file: str, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Reads leaves of this process, one by one: a replay may be larger than the memory for two."""
+        name = _own(file)
         try:
             with np.load(self.path / name, allow_pickle=False) as arrays:
-                return [arrays[f"arr_{index}"] for index in range(number)]
+                for index in indices:
+                    yield index, arrays[f"arr_{index}"]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path / name} cannot be read ({type(error).__name__}): {_REMEDY}") from None
 
 
 def save(
-    directory: Path, state: chex.ArrayTree, params: Params, done: int, progress: Record, config: Record, keep: int
+    directory: Path,
+    state: chex.ArrayTree,
+    params: Params,
+    done: int,
+    progress: Record,
+    config: Record,
+    keep: int,
+    replays: Literal["all", "newest", "none"] = "all",
 ) -> Path:
     """Writes `directory/step_<done>` atomically and removes all but the `keep` newest.
 
@@ -109,6 +129,7 @@ def save(
       progress: JSON values that resuming needs.
       config: JSON values that must not change on resuming.
       keep: checkpoints kept.
+      replays: which of them have the replays.
 
     Returns:
       The checkpoint's path. One that is there already, and whole, is left as it is.
@@ -124,22 +145,31 @@ def save(
         aside.mkdir()
     peers.wait("checkpoint")
     with_paths = jax.tree_util.tree_leaves_with_path(state)
-    arrays = aside / _own_arrays()
-    with open(arrays, "wb") as file:
-        np.savez(file, *(_to_host(leaf) for _, leaf in with_paths))
-        _flush(file)
-    digests = peers.gather(_digest_of(arrays), "checkpoint")
+    of_replays = _are_replays(state)
+    digests: dict[str, list[str]] = {}
+    for name in [ARRAYS, *([REPLAY] if any(of_replays) and replays != "none" else [])]:
+        with open(aside / _own(name), "wb") as file:
+            those = [index for index, of_replay in enumerate(of_replays) if of_replay == (name == REPLAY)]
+            arrays: dict[str, Any] = {f"arr_{index}": _to_host(with_paths[index][1]) for index in those}
+            np.savez(file, **arrays)
+            _flush(file)
+        digests[name] = peers.gather(_digest_of(aside / _own(name)), "checkpoint")
     if peers.is_first():
         leaves = [_describe(path, leaf) for path, leaf in with_paths]
         with open(aside / POLICY, "wb") as file:
             write_policy(file, params, config, done)
             _flush(file)
-        body = {"progress": progress, "config": config, "leaves": leaves, "arrays_sha256": digests}
+        body: Record = {"progress": progress, "config": config, "leaves": leaves, "arrays_sha256": digests[ARRAYS]}
+        body |= {"replay_sha256": digests.get(REPLAY), "replay_may_go": any(of_replays) and replays != "all"}
         body["policy_sha256"] = _digest_of(aside / POLICY)
         _publish(aside, final, body)
         # Later ones are damaged, or the run would have gone on from them: they must not crowd out good ones.
         for old in [path for path in _numbered(directory) if path <= final][:-keep]:
             shutil.rmtree(old)
+        if replays != "all":
+            for old in [path for path in _numbered(directory) if path < final]:
+                for replay in old.glob(REPLAY.format("*")):
+                    replay.unlink()
     peers.wait("checkpoint")
     return final
 
@@ -211,13 +241,19 @@ def read(path: Path) -> Checkpoint:
     digests, now = body["arrays_sha256"], jax.process_count()
     if not isinstance(digests, list):
         raise InputError(f"{path} was written by another version: resume with that one or use a new run directory")
+    if not all(isinstance(body.get(name), kind) for name, kind in _REPLAY_BODY.items()):
+        raise InputError(f"{path} was written by an older version: resume with that one or use a new run directory")
     if len(digests) != now:
         raise InputError(f"{path} was written by {len(digests)} process(es), and there are {now}: resume with as many")
-    _check(path, _own_arrays(), digests[jax.process_index()])
+    _check(path, _own(ARRAYS), digests[jax.process_index()])
+    of_replay = body["replay_sha256"]
+    has_replay = of_replay is not None and not (body["replay_may_go"] and not (path / _own(REPLAY)).exists())
+    if has_replay:
+        _check(path, _own(REPLAY), of_replay[jax.process_index()])
     # Checkpoints of older versions have no policy.
     if "policy_sha256" in body:
         _check(path, POLICY, body["policy_sha256"])
-    return Checkpoint(path, body["progress"], body["config"], body["leaves"])
+    return Checkpoint(path, body["progress"], body["config"], body["leaves"], has_replay or not body["replay_may_go"])
 
 
 def _read_manifest(path: Path) -> Record:
@@ -311,8 +347,17 @@ def _to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.device_put(value, like.sharding)
 
 
-def _own_arrays() -> str:
-    return ARRAYS.format(jax.process_index())
+def _own(name: str) -> str:
+    return name.format(jax.process_index())
+
+
+def _are_replays(state: chex.ArrayTree) -> list[bool]:
+    """Tells which leaves of a state are those of a replay."""
+
+    def all_of(node: Any) -> Any:
+        return jax.tree.map(lambda _: isinstance(node, ReplayState), node)
+
+    return jax.tree.leaves(jax.tree.map(all_of, state, is_leaf=lambda node: isinstance(node, ReplayState)))
 
 
 def _numbered(directory: Path) -> list[Path]:

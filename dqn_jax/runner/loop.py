@@ -12,13 +12,13 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dqn_jax.config import Experiment, InputError, Record, TrainingError
+from dqn_jax.config import Experiment, InputError, Record, TrainingError, require
 from dqn_jax.evaluation import Evaluator
 from dqn_jax.mapping import evaluation_key
 from dqn_jax.runner import checkpoint, loggers, peers
@@ -89,6 +89,10 @@ class _Run:
 
     def __init__(self, driver: Driver, config: Experiment, evaluator: Evaluator) -> None:
         self.driver, self.config, self.run_dir = driver, config, config.run_dir
+        require(
+            config.runner.checkpoint_replay or driver.refill is not None,
+            "runner.checkpoint_replay is False, and this way of training cannot fill its replays again: leave it out",
+        )
         # The number of devices (of each process) that None stood for: the state is divided over them.
         self.config_dict = config_dict(config) | {"num_devices": len(driver.devices) // jax.process_count()}
         peers.check_same(self.config_dict)
@@ -176,6 +180,10 @@ class _Run:
         state = self.driver.init()
         if self.found is not None:
             state = self.found.restore(state, new_numbers=bool(self.changes))
+            if not self.found.has_replay:
+                assert self.driver.refill is not None
+                state = self.driver.refill(state)
+                self.progress.frames = [frames + self.driver.initial_frames for frames in self.progress.frames]
         peers.agreed(lambda: self.records.cut(self.marks), "run directory")
         with self._on_disk():
             self.records.write_config(self.config_dict, self.progress.history)
@@ -197,6 +205,8 @@ class _Run:
             display.say(f"warning: {problem}; using the one before")
         if self.found is not None:
             display.say(f"resuming {self.run_dir} at {self._position()}")
+            if not self.found.has_replay:
+                display.say("its replays were not saved: they are filled again, so the run is not the same to the bit")
         if self.changes:
             display.say(f"from here {checkpoint.words_of(self.changes)}")
         display.say(f"{self.config.num_seeds} seed(s) on {', '.join(self.driver.devices)}")
@@ -303,7 +313,16 @@ class _Run:
         progress, keep = dataclasses.asdict(self.progress), self.config.runner.keep_checkpoints
         with self._on_disk():
             progress["marks"] = self.records.marks()
-            saved = checkpoint.save(self.checkpoints, state, params, self.progress.done, progress, self.config_dict, keep)
+            saved = checkpoint.save(
+                self.checkpoints,
+                state,
+                params,
+                self.progress.done,
+                progress,
+                self.config_dict,
+                keep,
+                _replays_saved(self.driver, self.config),
+            )
         self.last_saved = saved
         return saved
 
@@ -347,6 +366,13 @@ class _Run:
             draw_run(self.run_dir)
         print(describe_end(summary, self.run_dir), flush=True)
         return summary
+
+
+def _replays_saved(driver: Driver, config: Experiment) -> Literal["all", "newest", "none"]:
+    """Tells which checkpoints have replays: of large ones that can be filled again, the newest."""
+    if not config.runner.checkpoint_replay:
+        return "none"
+    return "newest" if driver.refill is not None and driver.replay_bytes >= SHOWN else "all"
 
 
 def _asked(stop: StopRequest) -> int | None:

@@ -25,10 +25,15 @@ def arrays_of(run_dir: Path) -> dict[str, np.ndarray]:
     body, path = manifest_of(run_dir), _newest(run_dir)
     shards = []
     for process, digest in enumerate(body["arrays_sha256"]):
-        name = path / f"arrays-{process}.npz"
-        assert hashlib.sha256(name.read_bytes()).hexdigest() == digest, f"{name} is not what was written"
-        with np.load(name) as arrays:
-            shards.append([arrays[f"arr_{index}"] for index in range(len(body["leaves"]))])
+        digests = {f"arrays-{process}.npz": digest}
+        if body["replay_sha256"] is not None:
+            digests[f"replay-{process}.npz"] = body["replay_sha256"][process]
+        found = {}
+        for name, digest in digests.items():
+            assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest, f"{name} is not what was written"
+            with np.load(path / name) as arrays:
+                found |= arrays
+        shards.append([found[f"arr_{index}"] for index in range(len(body["leaves"]))])
     leaves = shards[0] if len(shards) == 1 else [np.concatenate(rows) for rows in zip(*shards, strict=True)]
     return {leaf["name"]: values for leaf, values in zip(body["leaves"], leaves, strict=True)}
 

@@ -180,7 +180,7 @@ def test_progress_that_is_not_restored_is_seen(resume, monkeypatch):
 
     def forgetful(path):
         found = read(path)
-        return checkpoint.Checkpoint(path, found.progress | {"updates": [0, 0]}, found.config, found.leaves)
+        return checkpoint.Checkpoint(path, found.progress | {"updates": [0, 0]}, found.config, found.leaves, found.has_replay)
 
     monkeypatch.setattr(checkpoint, "read", forgetful)
     assert {METRICS, RETURNS, SUMMARY} <= resume()

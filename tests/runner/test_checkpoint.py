@@ -19,12 +19,14 @@ from dqn_jax.config import AgentConfig, DataParallelExperiment, InputError, Netw
 from dqn_jax.distributed.config import ActorLearnerExperiment, ServerExperiment
 from dqn_jax.federated.config import FederatedExperiment
 from dqn_jax.mapping import over, place
+from dqn_jax.replay import ReplayState
 from dqn_jax.runner import checkpoint
 from dqn_jax.runner.checkpoint import MANIFEST, DamagedCheckpoint, newest_valid, read, save
 from dqn_jax.runner.config_file import config_dict
 from dqn_jax.runner.policy import POLICY
+from dqn_jax.types import Clock
 
-ARRAYS = checkpoint.ARRAYS.format(0)
+ARRAYS, REPLAY = checkpoint.ARRAYS.format(0), checkpoint.REPLAY.format(0)
 
 DEVICES = jax.local_devices()
 POLICY_OF = {"trunk": {}, "head": {"bias": np.arange(2, dtype=np.float32)}}
@@ -102,6 +104,36 @@ def test_the_newest_are_kept(tmp_path):
     save_at(tmp_path, 5, 10, 900, 1000, keep=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:012d}" for step in (10, 900, 1000)]
     assert newest_valid(tmp_path)[0].progress == {"frames": 1000}
+
+
+def with_replay(value: float) -> dict:
+    return small_state(value) | {"replay": ReplayState(jnp.full(4, value), Clock(jnp.int32(value)))}
+
+
+def test_replays_are_in_all_checkpoints_in_the_newest_or_in_none(tmp_path):
+    """What is left out stays as the template has it, and the checkpoint says so."""
+    there = {"all": [True] * 3, "newest": [False, False, True], "none": [False] * 3}
+    for replays, has_replay in there.items():
+        directory = tmp_path / replays
+        paths = [save(directory, with_replay(step), POLICY_OF, step, {}, {}, 3, replays) for step in (1, 2, 3)]
+        assert [(path / REPLAY).exists() for path in paths] == has_replay
+        for path, has in zip(paths, has_replay, strict=True):
+            step = int(path.name.removeprefix("step_"))
+            found = read(path)
+            assert found.has_replay == has
+            restored = found.restore(with_replay(9))
+            assert bits(restored["x"]) == bits(jnp.full(3, float(step)))
+            assert bits(restored["replay"]) == bits(with_replay(step if has else 9)["replay"])
+
+
+def test_a_replay_that_is_damaged_or_missing_is_not_taken_for_one_left_out(tmp_path):
+    older, newer = (save(tmp_path, with_replay(step), POLICY_OF, step, {}, {}, 3) for step in (1, 2))
+    (newer / REPLAY).unlink()
+    assert newest_valid(tmp_path)[0].path == older
+    (newest,) = [save(tmp_path / "large", with_replay(1), POLICY_OF, 1, {}, {}, 3, "newest")]
+    flip(newest / REPLAY, 300)
+    with pytest.raises(DamagedCheckpoint, match=r"replay-0\.npz is not what was written"):
+        read(newest)
 
 
 def test_no_checkpoint_is_no_problem(tmp_path):
@@ -256,7 +288,7 @@ def test_a_manifest_of_something_else_is_damage(tmp_path, change):
     ("arrays", "sentence"),
     [
         ((np.array([{"a": 1}], object), np.zeros(2, np.uint32)), r"arrays-0\.npz cannot be read \(ValueError\)"),
-        ((np.zeros(3, np.float32),), r"arrays-0\.npz cannot be read \(KeyError\)"),
+        ((np.zeros(2, np.uint32),), r"arrays-0\.npz cannot be read \(KeyError\)"),
         ((np.zeros(2, np.uint32), np.zeros(4, np.float32)), r"has another \['x'\] float32 \[3\] than its manifest"),
         ((np.zeros(2, np.uint32), np.zeros(3)), r"has another \['x'\] float32 \[3\] than its manifest"),
         ((np.zeros(3, np.uint32), np.zeros(3, np.float32)), r"has another \['key'\] key<fry> \[\] than its manifest"),
@@ -300,7 +332,7 @@ def test_a_changed_config_is_refused_field_by_field():
 )
 def test_nothing_else_may_change(config):
     """Each field of each config, on its own, but for budgets, places, what a run says of itself, and numbers of the state."""
-    said = ("run_dir", "resume", "threshold", "compilation_cache", "loggers", "patience", "ray_address")
+    said = ("run_dir", "resume", "threshold", "compilation_cache", "loggers", "checkpoint_replay", "patience", "ray_address")
     free = {*AgentConfig.NUMBERS, "total_frames", "rounds", *said}
 
     def changes(saved):
@@ -369,7 +401,7 @@ def test_numbers_of_a_restored_state_are_those_of_the_template_where_they_are_ne
     old = old.replace(actor=old.actor.replace(hyperparams=old.actor.hyperparams._replace(epsilon_first_frame=jnp.int32(30))))
     checkpoint.save(tmp_path, old, POLICY_OF, 10, {}, {}, keep=1)
     found, _ = newest_valid(tmp_path)
-    plain, restored = found.restore(new), found.restore(new, new_numbers=True)
+    plain, restored = found.restore(state_of(**numbers)), found.restore(new, new_numbers=True)
     chex.assert_trees_all_equal(plain, old)
     hyperparams = {**restored.actor.hyperparams._asdict(), **restored.learner.hyperparams._asdict()}
     hyperparams |= restored.replay.priorities.hyperparams._asdict()
