@@ -208,3 +208,12 @@ def test_beside_a_gap_a_stack_is_lost_and_then_no_more():
     check(setting, added, completed, wanted, given)
     # Episodes have four steps. The third step is not there: the second led to it, and the fourth acted on it.
     assert given.weights[:completed].tolist() == [1, 0, 0, 1, 1, 1, 1]
+
+
+def test_an_actor_that_was_started_again_is_not_taken_for_the_one_before():
+    """What it sent first is dropped, so that it has taken as many steps as the other had: nothing joins the two."""
+    setting = Setting(num_envs=1, capacity=5, n_step=3, stack=2)
+    events = [(0, "add")] * 3 + [(0, "restart")] + [(0, "drop")] * 3 + [(0, "add")] * 4
+    *_, last = play(setting, 0, events, 0.0)
+    check(setting, *last)
+    assert last[1] == 1 + 2
