@@ -5,14 +5,14 @@ PACKAGES := --requirement requirements.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train check test test-matrix test-oldest test-newest lint faults wheel-check clean
+.PHONY: train check test test-images images test-matrix test-oldest test-newest lint faults wheel-check clean
 
 train: $(INSTALLED)
 	$(BIN)/python experiments/data_parallel.py --run-dir runs/quickstart --resume
 
 PYTEST := $(BIN)/python -m pytest
 # Two processes take the files in turn.
-TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/images
 
 # Lint, types, units, and the laws at their smallest: what to run before every commit.
 check: $(INSTALLED) lint
@@ -23,6 +23,13 @@ check: $(INSTALLED) lint
 test: $(INSTALLED) lint
 	$(PYTEST) $(TWO) --ignore tests/distributed/test_on_ray.py
 	$(PYTEST) tests/distributed/test_on_ray.py
+
+# What needs packages under other licences, in an environment of its own.
+test-images:
+	$(MAKE) images VENV=.venv-images PACKAGES="$(PACKAGES) --requirement requirements-images.txt"
+
+images: $(INSTALLED)
+	$(PYTEST) tests/images
 
 # The same with the oldest versions that setup.cfg allows, on Python 3.11 or 3.12, and with the newest, on any.
 test-oldest:
@@ -66,4 +73,4 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .cache
+	rm -rf .venv .venv-images .venv-oldest .venv-newest .cache

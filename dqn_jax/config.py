@@ -288,7 +288,9 @@ class RunnerConfig:
     eval_episodes: int = 32
     """Greedy episodes of an evaluation, for every seed (and every environment)."""
     eval_wrappers: tuple[str, ...] | None = None
-    """Wrappers of the evaluation environment; None takes those of training, without reward-clip."""
+    """Wrappers of the evaluation environment; None takes those of training, without reward-clip and life-loss."""
+    eval_epsilon: float = 0.0
+    """Probability of an action at random in evaluations; above 0 they are not quite greedy."""
     threshold: float | None = None
     """Greedy return whose first crossing the summary reports; None reports none."""
     checkpoint_every: int = 100_000
@@ -307,6 +309,7 @@ class RunnerConfig:
         check_whole("runner.", self, "log_every", "eval_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
         if self.eval_wrappers is not None:
             check_texts("runner.", self, "eval_wrappers")
+        check_number("runner.", self, "eval_epsilon", high=1.0)
         if self.threshold is not None:
             check_number("runner.", self, "threshold", low=-MAX_COUNT)
         check_texts("runner.", self, "loggers")
@@ -319,11 +322,12 @@ class Experiment:
     """Settings of every run; each way of training adds its own, and how long to train."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment with discrete actions, a user's module:function, or gymnasium:NAME."""
+    """A gymnax environment with discrete actions, a user's module:function, gymnasium:NAME, or atari:GAME."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment's constructor, such as size=12."""
     wrappers: tuple[str, ...] = ()
-    """Wrappers of it, innermost first: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function."""
+    """Wrappers of it, innermost first: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function; of Atari
+    also no-op:30 and life-loss, and no-op:30 sticky:0.25 frame-stack:4 reward-clip:1 where none are named."""
     max_episode_steps: int | None = None
     """Time limit of an episode; None keeps the environment's own."""
     num_devices: int | None = None

@@ -83,7 +83,7 @@ def evaluator_of(config: Experiment, env: Environment, network: Network) -> Eval
     env = eval_env_of(config, env)
     limit = config.max_episode_steps
     fields = {} if limit is None else {"max_steps_in_episode": limit}
-    evaluate = make_evaluate(env, network, config.runner.eval_episodes)
+    evaluate = make_evaluate(env, network, config.runner.eval_episodes, epsilon=config.runner.eval_epsilon)
     return one_environment(evaluate, config.seeds, fields, stepping(env).over_seeds)
 
 

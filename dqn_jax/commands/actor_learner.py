@@ -1,10 +1,10 @@
 """The main of training with actors and a learner (examples: experiments/actor_learner.py)."""
 
 from dqn_jax.commands.workers import prepare, start
-from dqn_jax.distributed.presets import APEX, SMOKE_ACTORS
+from dqn_jax.distributed.presets import APEX, ATARI_DQN, ATARI_RAINBOW, SMOKE_ACTORS
 from dqn_jax.runner.command_line import exit_code_of, parse
 
-PRESETS = {"apex": APEX, "smoke": SMOKE_ACTORS}
+PRESETS = {"apex": APEX, "atari-dqn": ATARI_DQN, "atari-rainbow": ATARI_RAINBOW, "smoke": SMOKE_ACTORS}
 
 
 def train() -> None:

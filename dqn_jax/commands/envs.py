@@ -1,7 +1,12 @@
 """The command that lists environments."""
 
+import importlib.util
+
 from dqn_jax import runtime
 from dqn_jax.runner.command_line import NoFlags, exit_code_of, options
+
+_ON_HOST = (("gymnasium:NAME", "gymnasium", "of Gymnasium"), ("atari:GAME", "ale_py", "of Atari"))
+"""Names, the package that is needed, and whose they are."""
 
 
 def show() -> None:
@@ -15,7 +20,9 @@ def show() -> None:
     for name in discrete_environments():
         spec = make_env(name).spec
         print(f"{name:28s}{spec.obs_shape!s:14s}{spec.num_actions:3d} actions  {spec.max_episode_steps} steps at most")
-    print("gymnasium:NAME               of Gymnasium, where it is installed (actors and server workers alone)")
+    for name, package, words in _ON_HOST:
+        there = "installed" if importlib.util.find_spec(package) else "not installed"
+        print(f"{name:29s}{words}, {there} (actors and server workers alone)")
     print("module:function              your own (docs/environments.md)")
 
 

@@ -65,7 +65,8 @@ def train_lanes(
         env, network, agent, seeds=seeds, devices=devices, steps_per_chunk=steps, seeds_over_devices=True
     )
     training = Contestant(_with_rates(driver.init(), learning_rates), driver.step)
-    play = jax.jit(jax.vmap(make_evaluate(eval_env_of(config, env), network, episodes)))
+    evaluate = make_evaluate(eval_env_of(config, env), network, episodes, epsilon=config.runner.eval_epsilon)
+    play = jax.jit(jax.vmap(evaluate))
     returns, infos, seconds = [], [], []
     for number in range(1, evaluations + 1):
         seconds.append(training.turn())

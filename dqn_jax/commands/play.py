@@ -26,14 +26,14 @@ class PlayOptions:
     """Client of a federation, whose own parameters are played in its environment; None takes the global ones."""
     env_params: tuple[str, ...] = ()
     """Other parameters of the environment, such as length=0.8."""
-    epsilon: float = 0.0
-    """Probability of an action at random."""
+    epsilon: float | None = None
+    """Probability of an action at random; None takes that of the run's evaluations."""
     gif: Path | None = None
     """File for pictures of the first seed's first episode."""
 
     def __post_init__(self) -> None:
         require(self.episodes is None or self.episodes > 0, f"episodes is {self.episodes}: give a positive number")
-        require(0 <= self.epsilon <= 1, f"epsilon is {self.epsilon}: give a number from 0 to 1")
+        require(self.epsilon is None or 0 <= self.epsilon <= 1, f"epsilon is {self.epsilon}: give a number from 0 to 1")
 
 
 def show() -> None:
@@ -51,14 +51,15 @@ def show() -> None:
     seeds = chosen.seeds or load(chosen.source, client=chosen.client).config.seeds
     policies = [with_env_params(load(chosen.source, seed, chosen.client), chosen.env_params) for seed in seeds]
     config = policies[0].config
-    result = play(policies, chosen.episodes or config.runner.eval_episodes, chosen.epsilon)
+    epsilon = config.runner.eval_epsilon if chosen.epsilon is None else chosen.epsilon
+    result = play(policies, chosen.episodes or config.runner.eval_episodes, epsilon)
     for seed, returns, finished in zip(seeds, np.asarray(result.returns), np.asarray(result.finished), strict=True):
         spread = f"{returns.min():g} to {returns.max():g}"
         cut = "" if finished.all() else f", {np.sum(~finished)} of them cut short"
         print(f"seed {seed}: return {returns.mean():.1f} ({len(returns)} episode(s), {spread}{cut})")
     print(f"{config.env}: return {np.mean(result.returns):.1f} of {len(policies)} seed(s)")
     if chosen.gif is not None:
-        pictures, per_second, episode = film(policies[0], chosen.epsilon)
+        pictures, per_second, episode = film(policies[0], epsilon)
         write_gif(chosen.gif, pictures, per_second)
         print(f"{chosen.gif}: {len(pictures)} pictures of seed {seeds[0]}'s first episode, return {episode.returns[0]:g}")
 

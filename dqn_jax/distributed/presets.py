@@ -77,3 +77,52 @@ SMOKE_ACTORS = ActorLearnerExperiment(
     actors=ActorLearnerConfig(num_actors=2),
 )
 """As SMOKE_SERVER."""
+
+ATARI_DQN = ActorLearnerExperiment(
+    env="atari:Pong",
+    total_frames=50_000_000,
+    run_dir=Path("runs/atari"),
+    agent=AgentConfig(
+        num_envs=8,
+        updates_per_step=2,
+        batch_size=32,
+        replay_capacity=1_000_000,
+        learning_starts=50_000,
+        target_period=10_000,
+        loss="huber:1",
+        optimizer="rmsprop",
+        learning_rate=2.5e-4,
+        optimizer_eps=0.01,
+        epsilon_end=0.1,
+        epsilon_decay_frames=1_000_000,
+    ),
+    network=NetworkConfig(trunk="nature", hidden_sizes=(512,)),
+    runner=RunnerConfig(
+        log_every=50_000, eval_every=10_000_000, eval_episodes=10, eval_epsilon=0.01, checkpoint_every=1_000_000
+    ),
+    actors=ActorLearnerConfig(exploration="shared"),
+)
+"""DQN with the settings of Mnih et al. (2015), table 1, but for momentum. A frame is a step of the agent, four of the game."""
+
+ATARI_RAINBOW = dataclasses.replace(
+    ATARI_DQN,
+    run_dir=Path("runs/atari-rainbow"),
+    agent=dataclasses.replace(
+        ATARI_DQN.agent,
+        learning_starts=20_000,
+        target_period=2_000,
+        loss="categorical",
+        double_q=True,
+        n_step=3,
+        memory="prioritised",
+        priority_exponent=0.5,
+        importance_exponent=0.4,
+        importance_anneal_frames=50_000_000,
+        optimizer="adam",
+        learning_rate=6.25e-5,
+        optimizer_eps=1.5e-4,
+        exploration="greedy",
+    ),
+    network=dataclasses.replace(ATARI_DQN.network, head="dueling-categorical:-10:10:51", noisy=True),
+)
+"""Rainbow with the settings of Hessel et al. (2018), table 1."""

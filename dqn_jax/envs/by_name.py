@@ -1,17 +1,23 @@
 """Environments by name: gymnax's, Gymnasium's, and a user's own, with wrappers. Not here: each kind of environment."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
 from dqn_jax.config import Experiment, InputError, require
+from dqn_jax.envs.atari import ATARI_WRAPPERS, make_atari
+from dqn_jax.envs.atari import PREFIX as ATARI
 from dqn_jax.envs.environment import Environment
-from dqn_jax.envs.gymnasium_envs import PREFIX, make_gymnasium
+from dqn_jax.envs.gymnasium_envs import PREFIX as GYMNASIUM
+from dqn_jax.envs.gymnasium_envs import make_gymnasium
 from dqn_jax.envs.gymnax_envs import make_gymnax
 from dqn_jax.envs.users import make_users
-from dqn_jax.envs.wrappers import REWARD_CLIP, wrap
+from dqn_jax.envs.wrappers import LIFE_LOSS, REWARD_CLIP, wrap
 from dqn_jax.lookup import is_users
+
+_ON_HOST: dict[str, Callable[..., Environment]] = {GYMNASIUM: make_gymnasium, ATARI: make_atari}
+"""Who makes environments that are stepped on the host, by the prefix of their names."""
 
 
 def make_env(
@@ -20,8 +26,8 @@ def make_env(
     """Builds an environment.
 
     Args:
-      name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; or "gymnasium:" and a name
-        registered with Gymnasium, of an environment that is stepped on the host.
+      name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; or, of an environment that is
+        stepped on the host, "gymnasium:" and a name registered with Gymnasium, or "atari:" and a game.
       max_episode_steps: time limit in steps; None keeps the environment's own.
       kwargs: arguments of its constructor, each as "size=12".
       wrappers: wrappers of it, innermost first, each as "frame-stack:4".
@@ -30,8 +36,9 @@ def make_env(
       InputError: for a name without meaning, or an environment that cannot be made, cannot be used or has no time limit.
     """
     arguments = parse_kwargs(kwargs)
-    if name.startswith(PREFIX):
-        return make_gymnasium(name, max_episode_steps, arguments, wrappers)
+    for prefix, make_on_host in _ON_HOST.items():
+        if name.startswith(prefix):
+            return make_on_host(name, max_episode_steps, arguments, wrappers)
     make = make_users if is_users(name) else make_gymnax
     return wrap(make(name, max_episode_steps, arguments), wrappers)
 
@@ -47,11 +54,16 @@ def env_of(config: Experiment, on_host: bool = False) -> Environment:
       InputError: as `make_env`, and for an environment on the host that the caller cannot step.
     """
     require(
-        on_host or not config.env.startswith(PREFIX),
+        on_host or not config.env.startswith(tuple(_ON_HOST)),
         f"env is {config.env!r}, which is stepped on the host: train it with experiments/actor_learner.py, or with "
         "experiments/parameter_server.py --backend threads, in-process or ray",
     )
-    return make_env(config.env, config.max_episode_steps, config.env_kwargs, config.wrappers)
+    return make_env(config.env, config.max_episode_steps, config.env_kwargs, wrappers_of(config))
+
+
+def wrappers_of(config: Experiment) -> tuple[str, ...]:
+    """Returns the wrappers of a config's environment: of an Atari game, where none are named, those of its protocol."""
+    return ATARI_WRAPPERS if config.env.startswith(ATARI) and not config.wrappers else config.wrappers
 
 
 def eval_env_of(config: Experiment, env: Environment) -> Environment:
@@ -60,10 +72,10 @@ def eval_env_of(config: Experiment, env: Environment) -> Environment:
     Raises:
       InputError: if its observations, actions or parameters differ from those of `env`.
     """
-    chosen = config.runner.eval_wrappers
-    kept = tuple(spec for spec in config.wrappers if spec.partition(":")[0] != REWARD_CLIP)
+    chosen, own = config.runner.eval_wrappers, wrappers_of(config)
+    kept = tuple(spec for spec in own if spec.partition(":")[0] not in (REWARD_CLIP, LIFE_LOSS))
     wrappers = kept if chosen is None else chosen
-    if wrappers == config.wrappers:
+    if wrappers == own:
         return env
     other = make_env(config.env, config.max_episode_steps, config.env_kwargs, wrappers)
     alike = [
@@ -73,7 +85,7 @@ def eval_env_of(config: Experiment, env: Environment) -> Environment:
     if alike[0] != alike[1]:
         raise InputError(
             f"runner.eval_wrappers is {wrappers}, with observations {other.spec.obs_shape}, and those of training, "
-            f"{config.wrappers}, leave {env.spec.obs_shape}: give what leaves the same"
+            f"{own}, leave {env.spec.obs_shape}: give what leaves the same"
         )
     return other
 

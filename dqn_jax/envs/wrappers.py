@@ -14,8 +14,8 @@ from dqn_jax.config import require
 from dqn_jax.envs.environment import Environment, EnvParams, EnvState, TimeStep, check_environment
 from dqn_jax.lookup import blamed_on, check_kind, function_of, is_users, lookup
 
-REWARD_CLIP = "reward-clip"
-"""The wrapper that evaluations leave out by default."""
+REWARD_CLIP, LIFE_LOSS = "reward-clip", "life-loss"
+"""The wrappers that evaluations leave out by default: returns are those of the game."""
 _COIN, _RESET = np.uint32(2**32 - 2), np.uint32(2**32 - 3)
 """For `fold_in`; not those of a `split`, which the environment's own step uses, nor of `reset_key`."""
 
@@ -142,13 +142,18 @@ _USABLE: dict[str, tuple[Callable[[float], bool], str]] = {
     REWARD_CLIP: (lambda number: number > 0, "a bound above 0, as reward-clip:1"),
     "sticky": (lambda number: 0 <= number < 1, "a probability from 0 and below 1, as sticky:0.25"),
     "time-limit": (is_whole, "a whole number of steps, as time-limit:200"),
+    "no-op": (is_whole, "a whole number of frames, as no-op:30"),
+    LIFE_LOSS: (lambda number: False, "without a number"),
 }
 """(whether a number is valid, what to ask for) of each."""
 
-WRAPPERS: dict[str, Callable[..., Environment]] = dict(
-    zip(_USABLE, (frame_stack, reward_clip, sticky, time_limit), strict=True)
-)
-"""A user's own maps an Environment, and the numbers of its name, to another."""
+WRAPPERS: dict[str, Callable[..., Environment]] = {
+    "frame-stack": frame_stack,
+    REWARD_CLIP: reward_clip,
+    "sticky": sticky,
+    "time-limit": time_limit,
+}
+"""The last two of `_USABLE` are of Atari alone. A user's own maps an Environment, and the numbers of its name, to another."""
 
 
 def wrap(env: Environment, specs: Sequence[str]) -> Environment:
@@ -169,7 +174,7 @@ def wrap(env: Environment, specs: Sequence[str]) -> Environment:
 
 
 def wrapper_of(spec: str, named: Mapping[str, Callable[..., Any]]) -> Callable[[Any], Any]:
-    """Finds the wrapper that a name stands for in `named`, which has the names of `WRAPPERS`.
+    """Finds the wrapper that a name stands for in `named`, whose names are among those of `_USABLE`.
 
     Raises:
       InputError: for a name without meaning, or a number that cannot be used.
@@ -179,5 +184,5 @@ def wrapper_of(spec: str, named: Mapping[str, Callable[..., Any]]) -> Callable[[
         name = spec.partition(":")[0]
         usable, wanted = _USABLE[name]
         given = len(found.numbers) == 1 and usable(found.numbers[0])
-        require(given or spec == REWARD_CLIP, f"wrappers has {spec!r}: give {name} {wanted}")
+        require(given or spec in (REWARD_CLIP, LIFE_LOSS), f"wrappers has {spec!r}: give {name} {wanted}")
     return function_of("wrappers", spec, found, 1)

@@ -74,7 +74,9 @@ def from_config(config: FederatedExperiment, make: Callable[..., Driver] | None 
     )
     players = devices if config.seeds_over_devices else devices[:1]
     played = eval_env_of(config, env)
-    return driver, make_evaluator(played, network, config.federated, envs, config.runner.eval_episodes, players)
+    return driver, make_evaluator(
+        played, network, config.federated, envs, config.runner.eval_episodes, players, config.runner.eval_epsilon
+    )
 
 
 def named_parts(env: Environment, network: Network, agent_config: AgentConfig, config: FederatedConfig) -> Parts:

@@ -31,6 +31,7 @@ def make_evaluator(
     envs: ClientEnvs,
     num_episodes: int,
     devices: Sequence[jax.Device],
+    epsilon: float = 0.0,
 ) -> Evaluator:
     """Builds the evaluator.
 
@@ -41,6 +42,7 @@ def make_evaluator(
       envs: leaves [S, N or M, ...].
       num_episodes: episodes for each column.
       devices: repetitions are divided over them.
+      epsilon: probability of an action at random.
 
     Returns:
       The evaluator of `{"global": ...}`, one policy for all, or with personal parameters of `{"personal": ...}`, one of each
@@ -48,7 +50,7 @@ def make_evaluator(
       client's environment and each held-out one; of those of clients, each on its own environment, and on the held-out ones,
       whose mean is one column.
     """
-    evaluate = make_evaluate(env, network, num_episodes)
+    evaluate = make_evaluate(env, network, num_episodes, epsilon=epsilon)
     kinds = [kind for kind in SPLITS if kind == "seen" or config.unseen_envs]
     clients, unseen = config.num_clients, (len(kinds) - 1) * config.unseen_envs
     # {policy: (name of its parameters, how many there are)}; what is reported first is what the federation serves.

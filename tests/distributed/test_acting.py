@@ -266,3 +266,9 @@ for backend in ("in-process", "threads"):
 def test_the_rest_works_without_either():
     done = subprocess.run([sys.executable, "-c", WITHOUT], env=os.environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["in-process", "threads"]), done.stderr
+
+
+def test_without_the_games_the_error_names_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(InputError, match=r"^env is 'atari:Pong', and .* is not installed: pip install -e '\.\[atari\]'$"):
+        make_env("atari:Pong")
