@@ -5,8 +5,12 @@ import importlib.util
 from dqn_jax import runtime
 from dqn_jax.runner.command_line import NoFlags, exit_code_of, options
 
-_ON_HOST = (("gymnasium:NAME", "gymnasium", "of Gymnasium"), ("atari:GAME", "ale_py", "of Atari"))
-"""Names, the package that is needed, and whose they are."""
+_OTHERS = (
+    ("octax:GAME", "octax", "of octax", ""),
+    ("gymnasium:NAME", "gymnasium", "of Gymnasium", " (actors and server workers alone)"),
+    ("atari:GAME", "ale_py", "of Atari", " (actors and server workers alone)"),
+)
+"""Names, the package that is needed, whose they are, and who trains in them."""
 
 
 def show() -> None:
@@ -20,9 +24,9 @@ def show() -> None:
     for name in discrete_environments():
         spec = make_env(name).spec
         print(f"{name:28s}{spec.obs_shape!s:14s}{spec.num_actions:3d} actions  {spec.max_episode_steps} steps at most")
-    for name, package, words in _ON_HOST:
+    for name, package, words, who in _OTHERS:
         there = "installed" if importlib.util.find_spec(package) else "not installed"
-        print(f"{name:29s}{words}, {there} (actors and server workers alone)")
+        print(f"{name:29s}{words}, {there}{who}")
     print("module:function              your own (docs/environments.md)")
 
 

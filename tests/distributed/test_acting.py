@@ -268,7 +268,8 @@ def test_the_rest_works_without_either():
     assert (done.returncode, done.stdout.split()) == (0, ["in-process", "threads"]), done.stderr
 
 
-def test_without_the_games_the_error_names_their_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(InputError, match=r"^env is 'atari:Pong', and .* is not installed: pip install -e '\.\[atari\]'$"):
-        make_env("atari:Pong")
+@pytest.mark.parametrize(("name", "module", "extra"), [("atari:Pong", "ale_py", "atari"), ("octax:brix", "octax", "octax")])
+def test_without_games_the_error_names_their_extra(monkeypatch, name, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=rf"^env is '{name}', and .* is not installed: pip install -e '\.\[{extra}\]'$"):
+        make_env(name)
