@@ -104,7 +104,7 @@ def test_what_the_page_calls_learnt_was_learnt_by_four_of_five_seeds():
 def named(page):
     """{(environment, "above" or "below", base): arms} of a page's lines such as "- Catch: `c51` and `iqn` end below `dqn`."."""
     text = (RESULTS.parents[1] / "docs" / "results" / f"{page}.md").read_text()
-    lines = re.findall(r"^- (\w+): (.+) ends? (above|below) `(.+)`\.$", text, re.M)
+    lines = re.findall(r"^- ([\w-]+): (.+) ends? (above|below) `(.+)`\.$", text, re.M)
     return {(env, side, base): set(re.findall(r"`([^`]+)`", arms)) for env, arms, side, base in lines}
 
 
