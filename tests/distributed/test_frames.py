@@ -12,6 +12,7 @@ from dqn_jax.distributed.config import ActorLearnerConfig, ActorLearnerExperimen
 from dqn_jax.distributed.engines.tasks import Task
 from dqn_jax.distributed.parameter_server import make_parameter_server
 from dqn_jax.envs import make_env
+from dqn_jax.frame_ring import make_frame_ring
 from dqn_jax.networks import make_network
 
 pytestmark = pytest.mark.long
@@ -45,6 +46,23 @@ def test_a_server_on_a_device(mode, replay, memory):
         trained.append((driver.params(state), info["loss"], info["lag_max"]))
         assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(trained[-1][0]), strict=True))
     assert_same(*trained)
+
+
+def test_nothing_is_lost_of_workers_that_take_turns():
+    """Once the ring has come round, after which nobody's warm-up lies between two of its steps."""
+    config = ServerConfig(num_workers=3, mode="barrier", replay="shared")
+    agent = dataclasses.replace(AGENT, replay_capacity=32)
+    driver = make_parameter_server(
+        ENV, NETWORK, agent, config, seeds=(0,), devices=jax.local_devices()[:1], pushes_per_chunk=60
+    )
+    replay = jax.tree.map(lambda x: x[0, 0], driver.step(driver.init())[0].workers.replay)
+    capacity, num_envs = 3 * agent.replay_capacity, 3 * agent.num_envs
+    assert replay.added.count >= 2 * capacity
+    ring = make_frame_ring(ENV.spec, agent, capacity, num_envs, turn=1)
+    # What is kept is as large as a turn more: without it, the oldest have lost what they go back to.
+    assert replay.storage.before.shape == (capacity + (agent.n_step - 1 + 2 + 1) * num_envs,)
+    weights = ring.read(replay, np.arange(capacity)).weights
+    assert (np.asarray(weights) == 1).all()
 
 
 CONFIG = ActorLearnerExperiment(
