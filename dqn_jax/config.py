@@ -322,7 +322,7 @@ class Experiment:
     """Settings of every run; each way of training adds its own, and how long to train."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment with discrete actions, a user's module:function, octax:GAME, gymnasium:NAME, or atari:GAME."""
+    """A gymnax environment with discrete actions, a user's module:function, or octax:, pgx:, gymnasium: or atari:NAME."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment's constructor, such as size=12."""
     wrappers: tuple[str, ...] = ()

@@ -102,7 +102,7 @@ ATARI_DQN = ActorLearnerExperiment(
     ),
     actors=ActorLearnerConfig(exploration="shared"),
 )
-"""DQN with the settings of Mnih et al. (2015), table 1, but for momentum. A frame is a step of the agent, four of the game."""
+"""DQN with the settings of Mnih et al. (2015), table 1. A frame is a step of the agent, four of the game."""
 
 ATARI_RAINBOW = dataclasses.replace(
     ATARI_DQN,

@@ -14,13 +14,15 @@ from dqn_jax.envs.gymnasium_envs import make_gymnasium
 from dqn_jax.envs.gymnax_envs import make_gymnax
 from dqn_jax.envs.octax_envs import PREFIX as OCTAX
 from dqn_jax.envs.octax_envs import make_octax
+from dqn_jax.envs.pgx_envs import PREFIX as PGX
+from dqn_jax.envs.pgx_envs import make_pgx
 from dqn_jax.envs.users import make_users
 from dqn_jax.envs.wrappers import LIFE_LOSS, REWARD_CLIP, wrap
 from dqn_jax.lookup import is_users
 
 _ON_HOST: dict[str, Callable[..., Environment]] = {GYMNASIUM: make_gymnasium, ATARI: make_atari}
 """Who makes environments that are stepped on the host, by the prefix of their names."""
-_INSIDE: dict[str, Callable[..., Environment]] = {OCTAX: make_octax}
+_INSIDE: dict[str, Callable[..., Environment]] = {OCTAX: make_octax, PGX: make_pgx}
 """Who makes those of other suites that a program steps."""
 
 
@@ -30,8 +32,8 @@ def make_env(
     """Builds an environment.
 
     Args:
-      name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; "octax:" and a game; or, of an
-        environment that is stepped on the host, "gymnasium:" and a name registered with Gymnasium, or "atari:" and a game.
+      name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; "octax:" or "pgx:" and a game; or,
+        of an environment that is stepped on the host, "gymnasium:" and a name registered there, or "atari:" and a game.
       max_episode_steps: time limit in steps; None keeps the environment's own.
       kwargs: arguments of its constructor, each as "size=12".
       wrappers: wrappers of it, innermost first, each as "frame-stack:4".

@@ -268,7 +268,10 @@ def test_the_rest_works_without_either():
     assert (done.returncode, done.stdout.split()) == (0, ["in-process", "threads"]), done.stderr
 
 
-@pytest.mark.parametrize(("name", "module", "extra"), [("atari:Pong", "ale_py", "atari"), ("octax:brix", "octax", "octax")])
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("atari:Pong", "ale_py", "atari"), ("octax:brix", "octax", "octax"), ("pgx:2048", "pgx", "pgx")],
+)
 def test_without_games_the_error_names_their_extra(monkeypatch, name, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"^env is '{name}', and .* is not installed: pip install -e '\.\[{extra}\]'$"):
