@@ -44,6 +44,7 @@ TUNED: dict[str, Tuned] = {
             "noisy": 0.003,
             "c51": 0.003,
             "qr_dqn": 0.03,
+            "iqn": 0.01,
             "munchausen": 0.0003,
             "rainbow": 0.01,
             "no_replay": 0.003,
