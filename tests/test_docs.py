@@ -25,6 +25,7 @@ TEXTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SOURCES = {
     "scoreboard": "scoreboard/origins.json",
     "ingredients": "ingredients/origins.json",
+    "arcade": "arcade/origins.json",
     "quickstart": "quickstart/summary.json",
     "federated_comparison": "federated/comparison.json",
     "speed": "benchmark-cpu.json",
