@@ -145,9 +145,9 @@ def _make_joining(env: Environment, config: ActorLearnerExperiment) -> _Joining:
 
 
 def each_frame_once(block: Block) -> Block:
-    """Leaves out of a block of steps the frames that they led to, but for those that the block's next step did not act on.
+    """Leaves out of a block of steps what they led to, where the block's next step acts on it and so has it.
 
-    What is left of them is [F, ...]: of the last steps, and of those that ended an episode.
+    What is left is [F, ...]: what the last steps led to, and those that ended an episode.
     """
     steps = block.transitions
     if not isinstance(steps, SingleStep):
