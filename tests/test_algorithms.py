@@ -35,7 +35,7 @@ def test_it_sets_its_fields_on_any_preset_and_no_others(job, algorithm):
             continue
         config = parse(JOBS[job], "Text.", flags)
         before, after = flatten(config_dict(preset)), flatten(config_dict(config))
-        assert after == before | fields(algorithm)
+        assert after == before | fields(algorithm, preset.env)
 
 
 def test_rainbow_is_the_sum_of_the_others():
