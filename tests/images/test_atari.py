@@ -95,7 +95,7 @@ def test_a_limit_cuts_a_game_and_is_no_termination():
     ends = [time for time, step in enumerate(steps) if step.truncated.all()]
     assert ends == [11, 23]
     assert not any(step.terminated.any() for step in steps)
-    # What the last step led to is this game's picture (where it cuts, not to the pixel that of one that goes on), not the next's.
+    # What the last step led to is this game's picture (where it cuts, not to the pixel that of one that goes on), not the next.
     _, _, uncut = lived((), steps=12)
     unlike = [(picture != uncut[11].obs).sum() for picture in (steps[11].final_obs, steps[11].obs)]
     assert unlike[0] < unlike[1]
