@@ -82,7 +82,8 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         single_steps=keeps_frames(env),
     )
     acting = make_acting(env, actor)
-    joining = _make_joining(env, config) if keeps_frames(env) else _NO_JOINING
+    prioritised = config.agent.memory == "prioritised"
+    joining = _make_joining(env, config) if prioritised and keeps_frames(env) else _NO_JOINING
     learner = make_learner(network, config.agent)
     _, actor_key, learner_key = keys_of(stream_key(config.seed))
 
@@ -112,7 +113,7 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         policy = policy if task.params is None else task.params
         actor_state, (transitions, valid, infos) = acting.play(actor_state, policy.params, config.acts_per_block)
         known = None
-        if config.agent.memory == "prioritised":
+        if prioritised:
             ring, known = priorities(ring, transitions, policy, jnp.int32(task.version))
         return (actor_state, ring, policy), each_frame_once(Block(transitions, valid, known)), reduce_info(infos)
 

@@ -14,12 +14,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import InputError, not_installed, require
-from dqn_jax.envs.environment import Environment, EnvParams, EnvState, Running, TimeStep
+from dqn_jax.envs.environment import Environment, Running, TimeStep, on_host
 from dqn_jax.envs.wrappers import LIFE_LOSS, REWARD_CLIP, wrapper_of
 from dqn_jax.lookup import is_users
 from dqn_jax.types import EnvSpec
@@ -94,9 +93,7 @@ class _Games:
         self._games.close()
 
 
-def make_atari(
-    name: str, max_episode_steps: int | None, kwargs: Mapping[str, Any], wrappers: Sequence[str] = ATARI_WRAPPERS
-) -> Environment:
+def make_atari(name: str, max_episode_steps: int | None, kwargs: Mapping[str, Any], wrappers: Sequence[str]) -> Environment:
     """Builds a game, which is stepped on the host and cannot be traced.
 
     Args:
@@ -161,10 +158,4 @@ def make_atari(
     def start(seeds: Sequence[int]) -> Running:
         return _Games(make, seeds, protocol, draws)
 
-    def init(key: jax.Array, params: EnvParams) -> tuple[EnvState, jax.Array]:
-        return (), jnp.zeros(spec_of_game.obs_shape, spec_of_game.obs_dtype)
-
-    def step(*_: Any) -> Any:
-        raise TypeError(f"{name} is stepped on the host")
-
-    return Environment(spec_of_game, init, step, (), start)
+    return on_host(spec_of_game, start)

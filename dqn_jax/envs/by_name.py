@@ -42,11 +42,10 @@ def make_env(
       InputError: for a name without meaning, or an environment that cannot be made, cannot be used or has no time limit.
     """
     arguments = parse_kwargs(kwargs)
-    for prefix, make_on_host in _ON_HOST.items():
-        if name.startswith(prefix):
-            return make_on_host(name, max_episode_steps, arguments, wrappers)
-    others = [make_theirs for prefix, make_theirs in _INSIDE.items() if name.startswith(prefix)]
-    make = others[0] if others else make_users if is_users(name) else make_gymnax
+    prefix = f"{name.partition(':')[0]}:"
+    if prefix in _ON_HOST:
+        return _ON_HOST[prefix](name, max_episode_steps, arguments, wrappers)
+    make = _INSIDE.get(prefix, make_users if is_users(name) else make_gymnax)
     return wrap(make(name, max_episode_steps, arguments), wrappers)
 
 

@@ -1,7 +1,7 @@
 """The interface of an environment. Not here: where environments come from, batches of them."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,18 @@ class Environment(NamedTuple):
     """Default parameters as arrays; they can differ from one environment to the next."""
     start: Callable[[Sequence[int]], Running] | None = None
     """E seeds -> E environments that are stepped on the host; None for one that a program steps."""
+
+
+def on_host(spec: EnvSpec, start: Callable[[Sequence[int]], Running]) -> Environment:
+    """Builds an environment that is stepped on the host, by those that `start` starts, and cannot be traced."""
+
+    def init(key: jax.Array, params: EnvParams) -> tuple[EnvState, jax.Array]:
+        return (), jnp.zeros(spec.obs_shape, spec.obs_dtype)
+
+    def step(*_: Any) -> Any:
+        raise TypeError(f"{spec.name} is stepped on the host")
+
+    return Environment(spec, init, step, (), start)
 
 
 def reset_key(stream: jax.Array) -> jax.Array:

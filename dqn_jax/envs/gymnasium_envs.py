@@ -8,12 +8,11 @@ Shapes: E environments.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.config import InputError, not_installed, require
-from dqn_jax.envs.environment import Environment, EnvParams, EnvState, Running, TimeStep
+from dqn_jax.envs.environment import Environment, Running, TimeStep, on_host
 from dqn_jax.envs.wrappers import REWARD_CLIP, joined, wrapper_of
 from dqn_jax.types import EnvSpec
 
@@ -100,13 +99,7 @@ def make_gymnasium(
         except gymnasium.error.DependencyNotInstalled as error:
             raise InputError(f"env is {name!r}, which cannot start: {str(error).splitlines()[0]}") from None
 
-    def init(key: jax.Array, params: EnvParams) -> tuple[EnvState, jax.Array]:
-        return (), jnp.zeros(spec.obs_shape, spec.obs_dtype)
-
-    def step(*_: Any) -> Any:
-        raise TypeError(f"{name} is stepped on the host")
-
-    return Environment(spec, init, step, (), start)
+    return on_host(spec, start)
 
 
 def _describe(name: str, env: Any) -> EnvSpec:

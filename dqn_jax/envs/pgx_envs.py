@@ -32,7 +32,8 @@ def make_pgx(name: str, max_episode_steps: int | None, kwargs: Mapping[str, Any]
     except ImportError:
         raise not_installed(f"env is {name!r}", "pgx", "pgx") from None
     game: Any = name.removeprefix(PREFIX)
-    require(game in pgx.available_envs(), f"env is {name!r}, which pgx does not know: its games are {', '.join(_names(pgx))}")
+    games = sorted(pgx.available_envs())
+    require(game in games, f"env is {name!r}, which pgx does not know: its games are {', '.join(games)}")
     try:
         env = pgx.make(game, **kwargs)
     except (ImportError, TypeError) as error:
@@ -48,7 +49,3 @@ def make_pgx(name: str, max_episode_steps: int | None, kwargs: Mapping[str, Any]
         return state, state.observation, state.rewards[0], state.terminated
 
     return from_functions(name, Functions(reset, step, env.num_actions), max_episode_steps)
-
-
-def _names(pgx: Any) -> list[str]:
-    return sorted(pgx.available_envs())

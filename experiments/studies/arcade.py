@@ -113,10 +113,11 @@ def train(game: str, seed: int) -> Row:
 
 def parts_of(config: Experiment) -> tuple[Any, Experiment, Any]:
     """Builds what `loop.run` takes."""
-    from dqn_jax.distributed import actor_learner, actors, data_parallel, engines
+    from dqn_jax.commands.workers import start
+    from dqn_jax.distributed import actor_learner, actors, data_parallel
 
     if isinstance(config, ActorLearnerExperiment):
-        engine = engines.start(config.backend, lambda: actors.make_job(config), config.actors.num_actors)
+        engine = start(config, actors.make_job, config.actors.num_actors)
         driver, evaluator = actor_learner.from_config(config, engine)
     else:
         assert isinstance(config, DataParallelExperiment)
