@@ -1,12 +1,18 @@
 """Evaluation plays the first episode of each environment greedily, once, to its end."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dqn_jax.build import build
+from dqn_jax.config import DataParallelExperiment, RunnerConfig
 from dqn_jax.envs import Environment, EnvSpec, TimeStep, make_env
-from dqn_jax.evaluation import make_evaluate, one_environment
+from dqn_jax.evaluation import evaluator_of, make_evaluate, one_environment
+from dqn_jax.federated.config import FederatedExperiment
+from dqn_jax.federated.driver import from_config
 from dqn_jax.networks import Network, QValues
 
 NUM_EPISODES = 64
@@ -140,3 +146,26 @@ def test_random_cartpole():
     eights = returns.reshape(-1, 8)
     for mistake in (np.minimum(returns, 15), returns[returns <= 15], eights.max(axis=1), eights.min(axis=1)):
         assert abs(mistake.mean() - 22.27) > 5
+
+
+@pytest.mark.parametrize("of_config", ["a run's", "a federation's"])
+def test_an_evaluation_acts_at_random_as_often_as_the_config_says(of_config):
+    """Always the same action ends CartPole after ten steps or so; at random episodes are longer, and scatter."""
+    returns = []
+    for epsilon in (0.0, 1.0):
+        runner = RunnerConfig(log_every=100, eval_episodes=32, eval_epsilon=epsilon)
+        if of_config == "a run's":
+            config = DataParallelExperiment(num_seeds=1, runner=runner)
+            env, network = build(config)
+            evaluator, played = evaluator_of(config, env, network), network.init(jax.random.key(0))
+        else:
+            config = FederatedExperiment(num_seeds=1, num_devices=1, runner=runner)
+            config = dataclasses.replace(config, federated=dataclasses.replace(config.federated, num_clients=2, unseen_envs=0))
+            _, evaluator = from_config(config)
+            _, network = build(config)
+            played = {"global": network.init(jax.random.key(0))}
+        rows = jax.tree.map(lambda x: jnp.zeros((1, *x.shape)), played)
+        returns.append(float(np.mean(evaluator.play(jax.random.key(0)[None], rows)[0])))
+    greedy, random = returns
+    assert greedy < 12
+    assert 15 < random < 35
