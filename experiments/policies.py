@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dqn_jax import runtime
 from dqn_jax.commands.scoreboard import BUDGETS, cell_of, is_tuned
+from dqn_jax.config import DataParallelExperiment
 from dqn_jax.runner.command_line import exit_code_of, options
 from dqn_jax.runner.compiled import keep_compiled
 from dqn_jax.tuned import tuned_fields
@@ -47,6 +48,7 @@ def main() -> None:
             if file.exists() or not is_tuned(algorithm, env):
                 continue
             config = cell_of(algorithm, env).config
+            assert isinstance(config, DataParallelExperiment)
             rate = tuned_fields(algorithm, budget.env)["agent.learning_rate"]
             agent = dataclasses.replace(config.agent, learning_rate=rate)
             periods = dataclasses.replace(config.runner, checkpoint_every=budget.frames)

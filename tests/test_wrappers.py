@@ -11,7 +11,7 @@ from federated.helpers import one_line, refusal
 from walks import HostWalk, play, walk
 
 from dqn_jax.config import DataParallelExperiment, RunnerConfig
-from dqn_jax.envs import Functions, TimeStep, eval_env_of, from_functions, make_env
+from dqn_jax.envs import Functions, TimeStep, eval_env_of, from_functions, make_env, with_parameters
 from dqn_jax.envs.wrappers import sticky, wrap
 
 WALK = from_functions("walk", walk())
@@ -149,9 +149,8 @@ ECHO = from_functions(
 )
 
 
-def carried_out(probability, steps=4000):
+def carried_out(env, steps=4000):
     """Whether step t carried out what was carried out before it, the chosen actions being all different: [T, 5]."""
-    env = sticky(ECHO, probability)
     state, _ = env.init(jax.random.key(0), env.params)
 
     def step(carry, t):
@@ -166,13 +165,87 @@ def carried_out(probability, steps=4000):
 
 
 def test_actions_stick_as_often_as_said():
-    stuck = carried_out(0.25)
+    stuck = carried_out(sticky(ECHO, 0.25))
     # Never in an episode's first step; else in a quarter: four standard deviations of 3,200 coins.
     assert not stuck[:, 0].any()
     assert abs(stuck[:, 1:].mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 3200)
     # What sticks may stick again.
     assert (stuck[:, 1] & stuck[:, 2]).mean() > 0.03
-    assert not carried_out(0.0, 50).any()
+    assert not carried_out(sticky(ECHO, 0.0), 50).any()
+
+
+PICTURES = {
+    np.bool_: [[[1, 0, 0], [0, 0, 1]], [[0, 1, 1], [1, 0, 0]]],
+    np.uint8: [[[10, 0, 5], [255, 3, 1]], [[7, 8, 9], [0, 1, 2]]],
+}
+"""The first picture of an episode, and every other."""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parameters", "shown"),
+    [
+        (np.bool_, {}, [[[255, 0, 0], [0, 0, 255]], [[0, 255, 255], [255, 0, 0]]]),
+        (np.bool_, {"mirrored": 1, "dimmed": 0.6}, [[[0, 0, 102], [102, 0, 0]], [[102, 102, 0], [0, 0, 102]]]),
+        (np.uint8, {}, PICTURES[np.uint8]),
+        (np.uint8, {"mirrored": 1}, [[[5, 0, 10], [1, 3, 255]], [[9, 8, 7], [2, 1, 0]]]),
+        (np.uint8, {"dimmed": 0.8}, [[[2, 0, 1], [51, 1, 0]], [[1, 2, 2], [0, 0, 0]]]),
+    ],
+)
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_images_are_shown_as_their_parameters_say(dtype, parameters, shown, channels):
+    first, others, *shown = (
+        np.broadcast_to(np.asarray(x).reshape(2, 3, *[1 for _ in channels]), (2, 3, *channels))
+        for x in (*PICTURES[dtype], *shown)
+    )
+    rules = Functions(
+        reset=lambda key, params: (jnp.int32(0), jnp.asarray(first, dtype)),
+        step=lambda key, time, action, params: (time + 1, jnp.asarray(others, dtype), 1.0, time == 1),
+        num_actions=2,
+        max_episode_steps=9,
+    )
+    env = wrap(from_functions("pictures", rules), ("view",))
+    assert env.spec.obs_dtype == np.uint8
+    env = env._replace(params=with_parameters(env.params, **{name: jnp.float32(x) for name, x in parameters.items()}))
+    begun, steps = play(env, [0, 1])
+    for seen, wanted in ((begun, 0), (steps.final_obs[0], 1), (steps.obs[0], 1), (steps.final_obs[1], 1), (steps.obs[1], 0)):
+        np.testing.assert_array_equal(seen, shown[wanted])
+        assert seen.dtype == np.uint8
+    assert steps.terminated.tolist() == [False, True]
+    assert steps.reward.tolist() == [1, 1]
+
+
+def test_actions_stick_as_often_as_a_parameter_says():
+    grid = ECHO._replace(
+        spec=ECHO.spec._replace(obs_shape=(1, 1), obs_dtype=np.dtype(np.uint8)),
+        init=lambda *args: (lambda state, obs: (state, obs.astype(jnp.uint8)[None]))(*ECHO.init(*args)),
+        step=lambda *args: (
+            lambda state, step: (
+                state,
+                step._replace(**{x: getattr(step, x).astype(jnp.uint8)[None] for x in ("obs", "final_obs")}),
+            )
+        )(*ECHO.step(*args)),
+    )
+    env = wrap(grid, ("view",))
+
+    def stuck(probability):
+        """The share of second steps of an episode that repeat the first's action, 7, and not the chosen 9."""
+
+        def episode(key):
+            state, _ = env.init(key, params)
+            state, _ = env.step(jax.random.fold_in(key, 0), state, jnp.int32(7), params)
+            return env.step(jax.random.fold_in(key, 1), state, jnp.int32(9), params)[1].final_obs[0, 0] == 7
+
+        params = env.params._replace(sticky=jnp.float32(probability))
+        return np.mean(jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(0), 1000)))
+
+    assert stuck(0) == 0
+    assert abs(stuck(0.25) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1000)
+
+
+def test_what_is_no_image_is_refused():
+    assert refusal(lambda: wrap(WALK, ("view",))) == (
+        "env is 'walk', with observations (2,) of float32: the wrapper view is for images of uint8 or bool"
+    )
 
 
 def test_actions_stick_on_the_host(host):
@@ -194,13 +267,14 @@ def test_actions_stick_on_the_host(host):
         ("reward-clip:0", "wrappers has 'reward-clip:0': give reward-clip a bound above 0, as reward-clip:1"),
         ("sticky:1", "wrappers has 'sticky:1': give sticky a probability from 0 and below 1, as sticky:0.25"),
         ("time-limit:-1", "wrappers has 'time-limit:-1': give time-limit a whole number of steps, as time-limit:200"),
+        ("view:1", "wrappers has 'view:1': give view without a number"),
         ("stiky:0.25", "wrappers is 'stiky:0.25', which has no meaning here: did you mean sticky?"),
         ("time-limit:6", "env 'walk' ends after 5 steps by itself, before a time limit of 6: give less"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(spec, message, host):
     assert message == refusal(lambda: wrap(WALK, (spec,)))
-    if spec != "time-limit:6":
+    if spec not in ("time-limit:6", "view:1"):
         assert message == refusal(lambda: make_env(host, wrappers=(spec,)))
 
 

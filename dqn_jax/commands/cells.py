@@ -6,12 +6,12 @@ A cell that has its rows is not trained again. Not here: which cells there are (
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from dqn_jax.config import DataParallelExperiment, require
+from dqn_jax.config import DataParallelExperiment, Experiment, require
 from dqn_jax.runner.config_file import config_dict, flatten, nest, with_values
 from dqn_jax.runner.scoreboard import Row, append_rows, digest_of, read_rows
 
@@ -34,12 +34,16 @@ class Cell(NamedTuple):
     """As rows name it: an algorithm, or an arm of a study."""
     env: str
     """As rows name it."""
-    config: DataParallelExperiment
+    config: Experiment
     """What is trained; neither its learning rate nor its seeds are read."""
     settings: str
     """Digest of what was set; rows with another are not of this cell."""
     quick: bool = False
     """Whether only a few chunks are trained, to see that everything works."""
+
+
+Trainer: TypeAlias = Callable[[Cell, Sequence[Lane]], Sequence[Row]]
+"""(cell, lanes) -> a row of each lane."""
 
 
 def make_cell(arm: str, env: str, fields: dict[str, Any], quick: bool = False) -> Cell:
@@ -54,15 +58,27 @@ def make_cell(arm: str, env: str, fields: dict[str, Any], quick: bool = False) -
     return Cell(arm, env, config, digest_of(changed | {"evaluations": EVALUATIONS, "episodes": EPISODES}), quick)
 
 
-def tune(cell: Cell, path: Path) -> float:
+def tune(
+    cell: Cell,
+    path: Path,
+    run: Trainer | None = None,
+    rates: tuple[float, ...] = RATES,
+    seeds: Sequence[int] = TUNING_SEEDS,
+) -> float:
     """Trains a cell at every learning rate of the grid, and beyond its ends until the best one lies inside; returns that.
+
+    Args:
+      cell: the cell.
+      path: file of its rows.
+      run: trains lanes; None takes this module's.
+      rates: the grid.
+      seeds: to train with, others than are reported.
 
     Raises:
       InputError: where no end is found.
     """
-    rates: tuple[float, ...] = RATES
     while True:
-        best = best_rate(train(cell, [(rate, seed) for rate in rates for seed in TUNING_SEEDS], path))
+        best = best_rate(train(cell, [(rate, seed) for rate in rates for seed in seeds], path, run))
         if rates[0] < best < rates[-1]:
             print(f"{cell.env}, {cell.arm}: {best:g}", flush=True)
             return best
@@ -89,11 +105,11 @@ def _next(rate: float, direction: int) -> float:
     return float(f"{10 ** (power / 2):.0e}")
 
 
-def train(cell: Cell, lanes: Sequence[Lane], path: Path) -> list[Row]:
+def train(cell: Cell, lanes: Sequence[Lane], path: Path, run: Trainer | None = None) -> list[Row]:
     """Trains the lanes of a cell that have no row in the file, and adds theirs; returns the rows of all."""
     missing = without_row(cell, lanes, path)
     if missing:
-        append_rows(path, run(cell, missing)[0])
+        append_rows(path, run(cell, missing) if run else train_together(cell, missing)[0])
     rows = {(row.learning_rate, row.seed): row for row in read_rows(path) if is_of(row, cell)}
     return [rows[lane] for lane in lanes]
 
@@ -104,12 +120,13 @@ def without_row(cell: Cell, lanes: Sequence[Lane], path: Path) -> list[Lane]:
     return [lane for lane in lanes if lane not in done]
 
 
-def run(cell: Cell, lanes: Sequence[Lane]) -> tuple[list[Row], Curves]:
+def train_together(cell: Cell, lanes: Sequence[Lane]) -> tuple[list[Row], Curves]:
     """Trains the lanes of a cell together: their rows, and all that training gave."""
     # Not at the top: these start jax.
     from dqn_jax.commands.compare import random_return
     from dqn_jax.commands.lanes import train_lanes
 
+    assert isinstance(cell.config, DataParallelExperiment)
     rates, seeds = zip(*lanes, strict=True)
     curves = train_lanes(cell.config, seeds, rates, *(2, 2) if cell.quick else (EVALUATIONS, EPISODES))
     at_random = random_return(config_dict(cell.config))

@@ -8,6 +8,8 @@ from dqn_jax.runner.command_line import NoFlags, exit_code_of, options
 _OTHERS = (
     ("octax:GAME", "octax", "of octax", ""),
     ("pgx:GAME", "pgx", "of pgx, for one player", ""),
+    ("craftax:WORLD", "craftax", "of craftax", ""),
+    ("jumanji:GAME", "jumanji", "of jumanji", ""),
     ("gymnasium:NAME", "gymnasium", "of Gymnasium", " (actors and server workers alone)"),
     ("atari:GAME", "ale_py", "of Atari", " (actors and server workers alone)"),
 )

@@ -8,10 +8,14 @@ import jax
 from dqn_jax.config import Experiment, InputError, require
 from dqn_jax.envs.atari import ATARI_WRAPPERS, make_atari
 from dqn_jax.envs.atari import PREFIX as ATARI
+from dqn_jax.envs.craftax_envs import PREFIX as CRAFTAX
+from dqn_jax.envs.craftax_envs import make_craftax
 from dqn_jax.envs.environment import Environment
 from dqn_jax.envs.gymnasium_envs import PREFIX as GYMNASIUM
 from dqn_jax.envs.gymnasium_envs import make_gymnasium
 from dqn_jax.envs.gymnax_envs import make_gymnax
+from dqn_jax.envs.jumanji_envs import PREFIX as JUMANJI
+from dqn_jax.envs.jumanji_envs import make_jumanji
 from dqn_jax.envs.octax_envs import PREFIX as OCTAX
 from dqn_jax.envs.octax_envs import make_octax
 from dqn_jax.envs.pgx_envs import PREFIX as PGX
@@ -22,7 +26,12 @@ from dqn_jax.lookup import is_users
 
 _ON_HOST: dict[str, Callable[..., Environment]] = {GYMNASIUM: make_gymnasium, ATARI: make_atari}
 """Who makes environments that are stepped on the host, by the prefix of their names."""
-_INSIDE: dict[str, Callable[..., Environment]] = {OCTAX: make_octax, PGX: make_pgx}
+_INSIDE: dict[str, Callable[..., Environment]] = {
+    OCTAX: make_octax,
+    PGX: make_pgx,
+    CRAFTAX: make_craftax,
+    JUMANJI: make_jumanji,
+}
 """Who makes those of other suites that a program steps."""
 
 
@@ -32,8 +41,9 @@ def make_env(
     """Builds an environment.
 
     Args:
-      name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; "octax:" or "pgx:" and a game; or,
-        of an environment that is stepped on the host, "gymnasium:" and a name registered there, or "atari:" and a game.
+      name: a registered gymnax name, such as "CartPole-v1"; module:function of a user's own; "octax:", "pgx:", "craftax:" or
+        "jumanji:" and a game; or, of an environment that is stepped on the host, "gymnasium:" and a name registered there, or
+        "atari:" and a game.
       max_episode_steps: time limit in steps; None keeps the environment's own.
       kwargs: arguments of its constructor, each as "size=12".
       wrappers: wrappers of it, innermost first, each as "frame-stack:4".

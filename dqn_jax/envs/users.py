@@ -133,13 +133,17 @@ def from_functions(name: str, functions: Functions, max_episode_steps: int | Non
 
 
 def parameter(params: EnvParams, name: str) -> Tree:
-    """Returns the parameter of a name; None where there is none."""
-    own = params.own if isinstance(params, LimitedParams) and name != "max_steps_in_episode" else params
-    return getattr(own, name, None)
+    """Returns the parameter of a name, of a wrapper's or of the environment's own; None where there is none."""
+    if hasattr(params, name):
+        return getattr(params, name)
+    return parameter(params.own, name) if hasattr(params, "own") else None
 
 
 def with_parameters(params: EnvParams, **fields: jax.Array) -> EnvParams:
-    """Replaces some of the parameters: fields of a flax dataclass, or of a NamedTuple."""
-    if isinstance(params, LimitedParams):
-        return params.replace(own=with_parameters(params.own, **fields))
-    return params._replace(**fields) if hasattr(params, "_replace") else params.replace(**fields)
+    """Replaces some of the parameters: fields of a flax dataclass or of a NamedTuple, or of what their field `own` holds."""
+    here = {name: value for name, value in fields.items() if hasattr(params, name)}
+    if len(here) < len(fields) and hasattr(params, "own"):
+        here["own"] = with_parameters(params.own, **{name: fields[name] for name in fields.keys() - here.keys()})
+    else:
+        here = fields
+    return params._replace(**here) if hasattr(params, "_replace") else params.replace(**here)

@@ -16,6 +16,7 @@ from dqn_jax.lookup import blamed_on, check_kind, function_of, is_users, lookup
 
 REWARD_CLIP, LIFE_LOSS = "reward-clip", "life-loss"
 """The wrappers that evaluations leave out by default: returns are those of the game."""
+VIEW = "view"
 _COIN, _RESET = np.uint32(2**32 - 2), np.uint32(2**32 - 3)
 """For `fold_in`; not those of a `split`, which the environment's own step uses, nor of `reset_key`."""
 
@@ -34,6 +35,18 @@ class Stacked(NamedTuple):
     own: EnvState
     frames: jax.Array
     """[...] the last observations as one."""
+
+
+class View(NamedTuple):
+    """Parameters of an environment that is shown in a way of its own."""
+
+    own: EnvParams
+    mirrored: jax.Array
+    """[] float32: above 0.5, left and right of the image are swapped, and the actions are not."""
+    dimmed: jax.Array
+    """[] float32 share of its brightness that the image loses, from 0 to 1."""
+    sticky: jax.Array
+    """[] float32 probability that the last action is repeated."""
 
 
 class Timed(NamedTuple):
@@ -85,23 +98,56 @@ def reward_clip(env: Environment, bound: float = 1.0) -> Environment:
     return env._replace(step=step)
 
 
-def sticky(env: Environment, probability: float) -> Environment:
+def sticky(env: Environment, probability: float | Callable[[EnvParams], jax.Array]) -> Environment:
     """Repeats the last action instead of the one chosen, with a probability (Machado et al. 2018, 5.1).
 
-    The first action of an episode is never replaced.
+    The first action of an episode is never replaced. The probability may be read from the environment's parameters.
     """
+    probability_of = probability if callable(probability) else lambda params: probability
 
     def init(key: jax.Array, params: EnvParams) -> tuple[Sticky, jax.Array]:
         own, obs = env.init(key, params)
         return Sticky(own, jnp.int32(-1)), obs
 
     def step(key: jax.Array, state: Sticky, action: jax.Array, params: EnvParams) -> tuple[Sticky, TimeStep]:
-        sticks = jax.random.bernoulli(jax.random.fold_in(key, _COIN), probability) & (state.last >= 0)
+        sticks = jax.random.bernoulli(jax.random.fold_in(key, _COIN), probability_of(params)) & (state.last >= 0)
         action = jnp.where(sticks, state.last, action).astype(jnp.int32)
         own, time_step = env.step(key, state.own, action, params)
         return Sticky(own, jnp.where(time_step.terminated | time_step.truncated, -1, action)), time_step
 
     return env._replace(init=init, step=step)
+
+
+def view(env: Environment) -> Environment:
+    """Shows images as three parameters say, for clients that see one game differently: `mirrored`, `dimmed`, `sticky`.
+
+    Images [H, W, ...] of uint8, or of bool and then as 0 and 255; they stay uint8. With all three 0, nothing else changes.
+
+    Raises:
+      InputError: where observations are no such images.
+    """
+    shape, dtype = env.spec.obs_shape, env.spec.obs_dtype
+    require(
+        len(shape) >= 2 and dtype in (np.uint8, np.bool_),
+        f"env is {env.spec.name!r}, with observations {shape} of {dtype}: the wrapper view is for images of uint8 or bool",
+    )
+
+    def shown(obs: jax.Array, params: View) -> jax.Array:
+        image = jnp.where(params.mirrored > 0.5, obs[:, ::-1], obs).astype(jnp.float32)
+        brightest = 255 if dtype == np.bool_ else 1
+        return jnp.round(image * brightest * (1 - params.dimmed)).astype(jnp.uint8)
+
+    def init(key: jax.Array, params: View) -> tuple[EnvState, jax.Array]:
+        state, obs = env.init(key, params.own)
+        return state, shown(obs, params)
+
+    def step(key: jax.Array, state: EnvState, action: jax.Array, params: View) -> tuple[EnvState, TimeStep]:
+        state, time_step = env.step(key, state, action, params.own)
+        seen = {"obs": shown(time_step.obs, params), "final_obs": shown(time_step.final_obs, params)}
+        return state, time_step._replace(**seen)
+
+    spec, params = env.spec._replace(obs_dtype=np.dtype(np.uint8)), View(env.params, *(jnp.float32(0),) * 3)
+    return sticky(env._replace(spec=spec, init=init, step=step, params=params), lambda params: params.sticky)
 
 
 def time_limit(env: Environment, limit: float) -> Environment:
@@ -144,6 +190,7 @@ _USABLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "time-limit": (is_whole, "a whole number of steps, as time-limit:200"),
     "no-op": (is_whole, "a whole number of frames, as no-op:30"),
     LIFE_LOSS: (lambda number: False, "without a number"),
+    VIEW: (lambda number: False, "without a number"),
 }
 """(whether a number is valid, what to ask for) of each."""
 
@@ -152,8 +199,9 @@ WRAPPERS: dict[str, Callable[..., Environment]] = {
     REWARD_CLIP: reward_clip,
     "sticky": sticky,
     "time-limit": time_limit,
+    VIEW: view,
 }
-"""The last two of `_USABLE` are of Atari alone. A user's own maps an Environment, and the numbers of its name, to another."""
+"""no-op and life-loss are of Atari alone. A user's own maps an Environment, and the numbers of its name, to another."""
 
 
 def wrap(env: Environment, specs: Sequence[str]) -> Environment:
@@ -184,5 +232,5 @@ def wrapper_of(spec: str, named: Mapping[str, Callable[..., Any]]) -> Callable[[
         name = spec.partition(":")[0]
         usable, wanted = _USABLE[name]
         given = len(found.numbers) == 1 and usable(found.numbers[0])
-        require(given or spec in (REWARD_CLIP, LIFE_LOSS), f"wrappers has {spec!r}: give {name} {wanted}")
+        require(given or spec in (REWARD_CLIP, LIFE_LOSS, VIEW), f"wrappers has {spec!r}: give {name} {wanted}")
     return function_of("wrappers", spec, found, 1)

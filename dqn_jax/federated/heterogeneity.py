@@ -2,12 +2,13 @@
 
 A distribution gives fields of the parameters ranges. A client draws u ~ U(0, 1) for each field and gets low + u (high - low);
 held-out environments draw u from the same range, or from beyond its upper end. Fields derived from others are recomputed.
+Or it lists values: client i gets the i-th of each field, from the start again after the last, and nothing is held out.
 
 Shapes: N environments.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,19 +22,27 @@ from dqn_jax.lookup import lookup, record_of
 from dqn_jax.mapping import ENVIRONMENTS, stream_key
 
 _RANGE = "range:"
+VIEWS = "views"
 BEYOND = (1.0, 1.5)
 """Range of u for environments beyond the training range."""
 
 
 class Distribution(NamedTuple):
-    """Ranges of environment parameters."""
+    """Ranges of environment parameters, or lists of them."""
 
     env: str
-    """The environment whose parameters these are."""
-    ranges: Mapping[str, tuple[float, float]]
+    """The environment whose parameters these are; "" for every one that has them."""
+    ranges: Mapping[str, tuple[float, float]] = {}
     """Lowest and highest value of each field while training."""
     derive: Callable[[EnvParams], EnvParams] = lambda params: params
     """Recomputes what depends on those fields."""
+    listed: Mapping[str, Sequence[float]] = {}
+    """Values of fields that are not drawn, as many of each."""
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that it sets."""
+        return [*self.ranges, *self.listed]
 
 
 class ClientEnvs(NamedTuple):
@@ -63,6 +72,8 @@ DISTRIBUTIONS = {
     "acrobot-links": Distribution("Acrobot-v1", {"link_length_1": (0.6, 1.4), "link_length_2": (0.6, 1.4)}, _acrobot),
     "mountaincar-force": Distribution("MountainCar-v0", {"force": (0.0008, 0.0014)}),
     "mountaincar-gravity": Distribution("MountainCar-v0", {"gravity": (0.0018, 0.0028)}),
+    # One as it is, one mirrored, one dimmed, one whose actions stick: parameters of the wrapper view.
+    VIEWS: Distribution("", listed={"mirrored": (0, 1, 0, 0), "dimmed": (0, 0, 0.6, 0), "sticky": (0, 0, 0, 0.25)}),
 }
 
 
@@ -107,7 +118,7 @@ def distribution_of(name: str, env_name: str) -> Distribution | None:
     if name.startswith(_RANGE):
         # Dependent fields are recomputed for any range.
         return distribution._replace(env=env_name, derive=derive_of(env_name)) if distribution else None
-    if distribution is not None and distribution.env != env_name:
+    if distribution is not None and distribution.env not in ("", env_name):
         fitting = ["none", *(other for other, value in DISTRIBUTIONS.items() if value.env == env_name)]
         raise InputError(
             f"federated.heterogeneity is {name!r}, which is for {distribution.env}, and env is {env_name!r}: choose "
@@ -144,13 +155,19 @@ def draw_envs(
       InputError: for a distribution that is unknown or of another environment.
     """
     distribution = distribution_of(name, env.spec.name)
-    unknown = [field for field in (distribution.ranges if distribution else ()) if parameter(env.params, field) is None]
+    unknown = [field for field in (distribution.fields if distribution else ()) if parameter(env.params, field) is None]
+    hint = "add --wrappers view" if name == VIEWS else "correct it"
     require(
         not unknown,
-        f"federated.heterogeneity is {name!r}, and {env.spec.name} has no parameter {', '.join(unknown)}: correct it",
+        f"federated.heterogeneity is {name!r}, and {env.spec.name} has no parameter {', '.join(unknown)}: {hint}",
+    )
+    listed = distribution.listed if distribution else {}
+    require(
+        not (listed and num_unseen),
+        f"federated.unseen_envs is {num_unseen}, and federated.heterogeneity {name!r} lists environments: make it 0",
     )
 
-    def one(key: jax.Array, low: float, high: float) -> EnvParams:
+    def one(key: jax.Array, number: jax.Array, low: float, high: float) -> EnvParams:
         if distribution is None:
             return env.params
         draws = jax.random.uniform(key, (len(distribution.ranges),), minval=low, maxval=high)
@@ -160,12 +177,14 @@ def draw_envs(
             field: jnp.float32(least + u * (most - least))
             for (field, (least, most)), u in zip(distribution.ranges.items(), draws, strict=True)
         }
+        fields |= {field: jnp.asarray(values, jnp.float32)[number % len(values)] for field, values in listed.items()}
         return distribution.derive(with_parameters(env.params, **fields))
 
     def many(purpose: int, count: int, low: float, high: float) -> EnvParams:
         key = jax.random.fold_in(stream_key(env_seed, ENVIRONMENTS), purpose)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
-        return jax.vmap(one, in_axes=(0, None, None))(keys, low, high)
+        numbers = jnp.arange(count)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+        return jax.vmap(one, in_axes=(0, 0, None, None))(keys, numbers, low, high)
 
     return ClientEnvs(many(0, num_clients, 0.0, 1.0), many(1, num_unseen, 0.0, 1.0), many(2, num_unseen, *BEYOND))
 
@@ -176,7 +195,7 @@ def varied_fields(params: EnvParams, name: str) -> list[Record]:
     count = len(jax.tree.leaves(params)[0])
     if distribution is None:
         return [{}] * count
-    values = {field: np.asarray(parameter(params, field), np.float64) for field in distribution.ranges}
+    values = {field: np.asarray(parameter(params, field), np.float64) for field in distribution.fields}
     return [{field: float(f"{column[i]:.6g}") for field, column in values.items()} for i in range(count)]
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from dqn_jax import runtime
 from dqn_jax.algorithms import fields_of
-from dqn_jax.commands.cells import Cell, make_cell, run, tune, without_row
+from dqn_jax.commands.cells import Cell, make_cell, train_together, tune, without_row
 from dqn_jax.commands.scoreboard import BUDGETS
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.compiled import keep_compiled
@@ -84,7 +84,7 @@ def report(cell: Cell) -> None:
     rate = tune(cell, RESULTS / "tuning.csv")
     lanes = without_row(cell, [(rate, seed) for seed in SEEDS], RESULTS / "rows.csv")
     if lanes:
-        rows, curves = run(cell, lanes)
+        rows, curves = train_together(cell, lanes)
         predicted, discounted = values_of(cell, [seed for _, seed in lanes], curves.params)
         _append_values(rows, predicted, discounted)
         append_rows(RESULTS / "rows.csv", rows)

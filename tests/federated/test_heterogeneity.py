@@ -14,6 +14,7 @@ from dqn_jax.envs import make_env
 from dqn_jax.federated.heterogeneity import DISTRIBUTIONS, Distribution, distribution_of, draw_envs, varied_fields
 
 SEEN, UNSEEN = 2000, 500
+DRAWN = [name for name, distribution in DISTRIBUTIONS.items() if distribution.ranges]
 
 
 @functools.cache
@@ -35,7 +36,7 @@ def shares(name, params):
     }
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_draws_are_uniform_inside_and_beyond(name):
     envs = drawn(name)
     for params, low, high in ((envs.seen, 0, 1), (envs.inside, 0, 1), (envs.beyond, 1, 1.5)):
@@ -80,7 +81,7 @@ def test_ranges_by_hand(name, field, ends):
     assert low < getattr(make_env(DISTRIBUTIONS[name].env).params, field) < high
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_only_the_named_fields_and_what_follows_from_them_vary(name):
     derived = {
         "cartpole-length": {"polemass_length"},
@@ -155,6 +156,32 @@ def test_none_is_the_same_for_all(env_name):
             np.testing.assert_array_equal(getattr(params, field), np.full(count, value), err_msg=field)
     assert varied_fields(envs.seen, "none") == [{}, {}, {}]
     assert distribution_of("none", env_name) is None
+
+
+def test_listed_environments_come_in_order_and_again():
+    env = make_env("Breakout-MinAtar", wrappers=("view",))
+    params = draw_envs(env, "views", 0, 6, 0, 0.5).seen
+    assert params.mirrored.tolist() == [0, 1, 0, 0, 0, 1]
+    np.testing.assert_allclose(params.dimmed, [0, 0, 0.6, 0, 0, 0])
+    assert params.sticky.tolist() == [0, 0, 0, 0.25, 0, 0]
+    np.testing.assert_array_equal(params.own.max_steps_in_episode, [1000] * 6)
+    assert varied_fields(params, "views")[3] == {"mirrored": 0, "dimmed": 0, "sticky": 0.25}
+    assert refusal(lambda: draw_envs(env, "views", 0, 4, 1)) == (
+        "federated.unseen_envs is 1, and federated.heterogeneity 'views' lists environments: make it 0"
+    )
+    message = refusal(lambda: draw_envs(make_env("Breakout-MinAtar"), "views", 0, 4, 0))
+    assert message.endswith("Breakout-MinAtar has no parameter mirrored, dimmed, sticky: add --wrappers view")
+
+
+def test_parameters_behind_a_wrapper_are_found_and_varied():
+    env = make_env("Breakout-MinAtar", wrappers=("view", "view"))
+    params = draw_envs(env, "range:max_steps_in_episode:5:9", 0, 20, 0).seen
+    limits = params.own.own.max_steps_in_episode
+    assert 5 <= limits.min() < 6
+    assert 8 < limits.max() <= 9
+    dimmed = draw_envs(env, "range:dimmed:0.5:0.9", 0, 3, 0).seen
+    assert dimmed.dimmed.min() >= 0.5
+    assert not dimmed.own.dimmed.any()
 
 
 def test_no_unseen_environments():

@@ -2,4 +2,6 @@
 
 import importlib.util
 
-collect_ignore_glob = [] if all(map(importlib.util.find_spec, ("ale_py", "octax", "pgx"))) else ["test_*.py"]
+collect_ignore_glob = (
+    [] if all(map(importlib.util.find_spec, ("ale_py", "octax", "pgx", "craftax", "jumanji"))) else ["test_*.py"]
+)

@@ -45,11 +45,19 @@ DRIVERS = {
 }
 
 
-@pytest.mark.parametrize("env", ["octax:brix", "pgx:2048"])
+ENVS = {
+    "octax:brix": (),
+    "pgx:2048": (),
+    "jumanji:Snake-v1": ("field=grid",),
+    "craftax:Craftax-Classic-Symbolic-v1": (),
+}
+
+
+@pytest.mark.parametrize("env", ENVS)
 @pytest.mark.parametrize("name", DRIVERS)
 def test_every_driver_trains(name, env):
     make, config = DRIVERS[name]
-    driver, _ = make(dataclasses.replace(config, env=env))
+    driver, _ = make(dataclasses.replace(config, env=env, env_kwargs=ENVS[env]))
     state = driver.init()
     before = jax.device_get(driver.params(state))
     state, info = driver.step(state)
