@@ -46,12 +46,12 @@ def make_jumanji(name: str, max_episode_steps: int | None, kwargs: Mapping[str, 
             env = jumanji.make(game, **arguments | {"time_limit": limit + 1})
     except (TypeError, ValueError) as error:
         raise InputError(f"env is {name!r} with env_kwargs {arguments}, which jumanji cannot make: {error}") from None
-    actions = getattr(env.action_spec, "num_values", None)
-    require(isinstance(actions, int), f"env is {name!r}, whose actions are not one number: take another game")
-    field, parts = kwargs.get("field"), list(env.observation_spec.generate_value()._fields)
-    require(
-        field in parts, f"env is {name!r}, with observations of {', '.join(parts)}: name one, as --env-kwargs field={parts[0]}"
-    )
+    actions, field = getattr(env.action_spec, "num_values", None), str(kwargs.get("field"))
+    if not isinstance(actions, int):
+        raise InputError(f"env is {name!r}, whose actions are not one number: take another game")
+    parts = env.observation_spec.generate_value()._fields
+    known = f"with observations of {', '.join(parts)}"
+    require(field in parts, f"env is {name!r}, {known}: name one, as --env-kwargs field={parts[0]}")
 
     def reset(key: jax.Array, params: EnvParams) -> tuple[Any, jax.Array]:
         state, begun = env.reset(jax.random.key_data(key))
