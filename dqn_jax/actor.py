@@ -17,7 +17,7 @@ from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep, reset_key
 from dqn_jax.exploration import Exploration, make_exploration
 from dqn_jax.networks import Network
 from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition, Tree
-from dqn_jax.windows import SingleStep, Window, transition_of
+from dqn_jax.windows import SingleStep, Window, keeps_frames, takes_single_steps, transition_of
 
 
 class ActorState(flax.struct.PyTreeNode):
@@ -73,7 +73,6 @@ def make_actor(
     config: AgentConfig,
     num_shards: int = 1,
     exploration: Exploration | None = None,
-    single_steps: bool = False,
 ) -> Actor:
     """Builds the actor of DQN.
 
@@ -83,7 +82,6 @@ def make_actor(
       config: the whole agent's; this actor steps `num_envs / num_shards` environments, but its epsilon counts all frames.
       num_shards: actors that one agent's environments are divided over.
       exploration: how actions are chosen; None takes the rule that the config names.
-      single_steps: whether it gives every SingleStep as it is, for a memory that joins n of them itself.
 
     Returns:
       The actor. Environment e draws from a stream of its own, `fold_in(key, e)`, so neither the number of shards nor that
@@ -91,6 +89,7 @@ def make_actor(
     """
     num_envs = config.num_envs // num_shards
     rule = make_exploration(config) if exploration is None else exploration
+    single_steps = takes_single_steps(env, config)
     n_step, join = 1 if single_steps else config.n_step, transition_of(config)
 
     def init(
@@ -127,10 +126,11 @@ def make_actor(
         return Choice(actions, env_keys, jnp.mean(rule.epsilon(frames, state.hyperparams)))
 
     def single(state: ActorState, window: Window) -> SingleStep:
-        depth = env.spec.obs_shape[-1] // env.spec.stack
-        (step, ended) = jax.tree.map(lambda x: x[-1], window)
-        newest = step._replace(s_tm1=step.s_tm1[..., -depth:], s_t=step.s_t[..., -depth:])
-        return SingleStep(newest, ended, state.episode_steps, jnp.full(num_envs, state.clock.count), state.numbers)
+        step, ended = jax.tree.map(lambda x: x[-1], window)
+        if keeps_frames(env, config):
+            depth = env.spec.obs_shape[-1] // env.spec.stack
+            step = step._replace(s_tm1=step.s_tm1[..., -depth:], s_t=step.s_t[..., -depth:])
+        return SingleStep(step, ended, state.episode_steps, jnp.full(num_envs, state.clock.count), state.numbers)
 
     def record(state: ActorState, choice: Choice, time_step: TimeStep) -> tuple[ActorState, Tree, jax.Array | bool, Info]:
         time = state.clock.count

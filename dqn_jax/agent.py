@@ -22,7 +22,8 @@ from dqn_jax.frame_ring import SharedBy, make_frame_ring
 from dqn_jax.learner import LearnerState, make_learner
 from dqn_jax.losses import LossMaker, check_loss, loss_numbers
 from dqn_jax.networks import Network
-from dqn_jax.replay import Memory, ReplayState, make_memory
+from dqn_jax.replay import Memory, ReplayState, make_memory, make_ring
+from dqn_jax.rollout import make_rollout
 from dqn_jax.types import (
     ActorHyperparams,
     Clock,
@@ -35,6 +36,7 @@ from dqn_jax.types import (
     Sample,
     Transition,
 )
+from dqn_jax.windows import Window, keeps_frames
 
 _DIAGNOSES = ("priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age")
 """Measured at every update they would cost a tenth of it."""
@@ -150,7 +152,11 @@ def hyperparams_of(config: AgentConfig, loss: LossMaker | None = None) -> Hyperp
             target_rate=jnp.float32(config.target_rate),
             max_grad_norm=jnp.float32(clip),
         ),
-        replay=ReplayHyperparams(jnp.float32(config.priority_exponent), jnp.float32(config.importance_exponent)),
+        replay=ReplayHyperparams(
+            priority_exponent=jnp.float32(config.priority_exponent),
+            importance_exponent=jnp.float32(config.importance_exponent),
+            return_lambda=jnp.float32(config.return_lambda or 0.0),
+        ),
         loss=loss_numbers(config, loss),
     )
 
@@ -182,7 +188,7 @@ def make_agent(
       InputError: where sizes do not divide over `num_shards`, or a part that is a user's own fails when it is traced.
     """
     config.check_shards(num_shards)
-    actor = make_actor(env, network, config, num_shards, single_steps=keeps_frames(env))
+    actor = make_actor(env, network, config, num_shards)
     learner = make_learner(network, config, axis_name, loss)
     example = example_of(env, config)
     memory = _memory_of(env, config, shared_by, num_shards, axis_name)
@@ -213,7 +219,11 @@ def make_agent(
 
     def prepare(state: AgentState) -> AgentState:
         key = jax.random.fold_in(jax.random.fold_in(state.stream, state.clock.count), _PREPARING)
-        return state.replace(replay=memory.prepare(state.replay, state.learner.params, key))
+
+        def value(obs: jax.Array) -> jax.Array:
+            return jnp.max(network.apply(state.learner.params, obs, None).q_values)
+
+        return state.replace(replay=memory.prepare(state.replay, value, key))
 
     def gather(state: AgentState, active: jax.Array | bool = True) -> tuple[AgentState, Info]:
         state, info = repeat(lambda state: act(state, active), config.acts_per_step)(state)
@@ -254,7 +264,7 @@ def make_agent(
         return state, act_info | learn_info
 
     def warm_up(state: AgentState) -> AgentState:
-        return repeat(act, config.warm_up_acts)(state)[0]
+        return repeat(act, config.warm_up_acts)(state)[0] if config.warm_up_acts else state
 
     def refill(state: AgentState) -> AgentState:
         return warm_up(state.replace(replay=memory.init(defaults.replay)))
@@ -339,20 +349,18 @@ def replay_bytes(env: Environment, config: AgentConfig) -> int:
 def _memory_of(
     env: Environment, config: AgentConfig, shared_by: SharedBy | None = None, num_shards: int = 1, axis_name: str | None = None
 ) -> Memory:
-    ring = None
-    if keeps_frames(env):
+    example, ring = example_of(env, config), None
+    if config.memory == "rollout":
+        steps = make_ring(Window(example, jnp.bool_(False)), config.frames_per_step // num_shards)
+        return make_rollout(steps, config, num_shards)
+    if keeps_frames(env, config):
         num_envs, turn = shared_by or (config.num_envs // num_shards, None)
         ring = make_frame_ring(env.spec, config, config.replay_capacity // num_shards, num_envs, turn)
-    return make_memory(example_of(env, config), config, num_shards, axis_name, ring)
-
-
-def keeps_frames(env: Environment) -> bool:
-    """Tells whether the memory of an environment's agents takes SingleSteps, and keeps each frame of theirs once."""
-    return env.spec.stack > 1
+    return make_memory(example, config, num_shards, axis_name, ring)
 
 
 def example_of(env: Environment, config: AgentConfig) -> Transition:
     """Returns a transition with the shapes and dtypes of those that an agent stores."""
-    steps = () if config.return_lambda is None else (config.n_step,)
+    steps = () if config.window_lambda is None else (config.n_step,)
     obs, number = jnp.zeros(env.spec.obs_shape, env.spec.obs_dtype), jnp.zeros(steps)
     return Transition(obs, a_tm1=jnp.int32(0), r_t=number, discount_t=number, s_t=jnp.broadcast_to(obs, (*steps, *obs.shape)))

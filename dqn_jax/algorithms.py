@@ -51,10 +51,24 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "network.head": "dueling-categorical",
         **_EXPLORES_BY_NOISE,
     },
+    "pqn": {
+        "agent.memory": "rollout",
+        "agent.return_lambda": 0.95,
+        "agent.num_envs": 16,
+        "agent.acts_per_step": 32,
+        "agent.batch_size": 64,
+        "agent.updates_per_step": 32,
+        "agent.learning_starts": 0,
+        "agent.optimizer": "radam",
+        "agent.max_grad_norm": 10.0,
+        "network.layer_norm": True,
+    },
     "no_replay": {"agent.memory": "newest"},
     "no_target": {"agent.target_period": 1},
 }
-"""What each adds to DQN, by the fields' dotted names; the last two are DQN without one of its two ideas."""
+"""What each adds to DQN, by the fields' dotted names; the last two are DQN without one of its two ideas.
+
+PQN's sizes belong together, and come with it: four epochs of eight minibatches."""
 
 
 def fields_of(algorithm: str, env: str) -> dict[str, Any]:

@@ -161,8 +161,9 @@ class AgentConfig:
     """Transitions kept; the oldest are overwritten first."""
     learning_starts: int = 1_000
     """Frames of experience gathered before the first update."""
-    memory: Literal["uniform", "prioritised", "newest"] = "uniform"
-    """Draw transitions uniformly, in proportion to a power of their priority (Schaul et al. 2016), or only the newest."""
+    memory: Literal["uniform", "prioritised", "newest", "rollout"] = "uniform"
+    """Draw transitions uniformly, in proportion to a power of their priority (Schaul et al. 2016), or only the newest; or learn
+    from the acts of an agent step in shuffled minibatches, without replay and target (PQN, Gallici et al. 2025)."""
     priority_exponent: float = 0.6
     """That power (alpha), if prioritised: 0 draws all alike."""
     importance_exponent: float = 0.4
@@ -176,7 +177,7 @@ class AgentConfig:
     """Rewards summed before bootstrapping."""
     return_lambda: float | None = None
     """Learn Q(lambda) returns (Peng & Williams 1996) over these n steps: 0 bootstraps after each, 1 after the last alone.
-    A transition then stores n + 1 observations in place of 2. None is the plain n-step return."""
+    A transition then stores n + 1 observations in place of 2. None is the plain n-step return. Of a rollout, over its steps."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """What a time limit means: bootstrap from the final observation, or treat it as a termination."""
 
@@ -216,8 +217,9 @@ class AgentConfig:
     def __post_init__(self) -> None:
         check_choices("agent.", self)
         check_names("agent.", self, "loss", "optimizer", "exploration")
-        counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity", "learning_starts")
+        counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity")
         check_whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
+        check_whole("agent.", self, "learning_starts", least=0)
         check_number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
         check_number("agent.", self, "priority_exponent", "importance_exponent", high=1.0)
         check_number("agent.", self, "target_rate", high=1.0, open_low=True)
@@ -230,10 +232,39 @@ class AgentConfig:
         if self.return_lambda is not None:
             check_number("agent.", self, "return_lambda", high=1.0)
             require(
-                self.n_step > 1,
+                self.n_step > 1 or self.memory == "rollout",
                 f"agent.return_lambda is {self.return_lambda} with agent.n_step {self.n_step}, and one step has one return: "
                 "raise agent.n_step, or leave return_lambda out",
             )
+        if self.memory == "rollout":
+            self._check_rollout()
+        else:
+            self._check_replay()
+        require(
+            self.epsilon_schedule == "linear" or min(self.epsilon_start, self.epsilon_end) > 0,
+            f"agent.epsilon_start is {self.epsilon_start} and agent.epsilon_end {self.epsilon_end}: "
+            "an exponential schedule needs both above 0, a linear one does not",
+        )
+
+    def _check_rollout(self) -> None:
+        frames, samples = self.frames_per_step, self.updates_per_step * self.batch_size
+        require(
+            self.learning_starts == 0,
+            f"agent.learning_starts is {self.learning_starts}, and agent.memory 'rollout' gathers nothing before: make it 0",
+        )
+        require(
+            self.n_step == 1 and self.return_lambda is not None,
+            f"agent.n_step is {self.n_step} and agent.return_lambda {self.return_lambda}, and agent.memory 'rollout' learns "
+            "lambda returns over all its steps: make the first 1, the second a number from 0 to 1",
+        )
+        require(
+            frames % self.batch_size == 0 and samples % frames == 0,
+            f"agent.batch_size is {self.batch_size} with agent.updates_per_step {self.updates_per_step}, and a rollout has "
+            f"{frames} frames (agent.num_envs times agent.acts_per_step): make the first a divisor of those, the second a "
+            f"multiple of {max(1, frames // self.batch_size)}",
+        )
+
+    def _check_replay(self) -> None:
         require(
             self.batch_size <= self.replay_capacity,
             f"agent.batch_size is {self.batch_size}, larger than agent.replay_capacity {self.replay_capacity}: "
@@ -249,11 +280,11 @@ class AgentConfig:
             f"agent.learning_starts is {self.learning_starts}, less than agent.batch_size {self.batch_size}: "
             "gather at least one batch before learning",
         )
-        require(
-            self.epsilon_schedule == "linear" or min(self.epsilon_start, self.epsilon_end) > 0,
-            f"agent.epsilon_start is {self.epsilon_start} and agent.epsilon_end {self.epsilon_end}: "
-            "an exponential schedule needs both above 0, a linear one does not",
-        )
+
+    @property
+    def window_lambda(self) -> float | None:
+        """Lambda of the returns over windows that a replay keeps; None where it keeps none."""
+        return None if self.memory == "rollout" else self.return_lambda
 
     @property
     def frames_per_step(self) -> int:

@@ -177,13 +177,13 @@ def find_loss(config: AgentConfig, loss: LossMaker | None = None) -> tuple[str, 
 
 
 def loss_numbers(config: AgentConfig, loss: LossMaker | None = None) -> dict[str, jax.Array]:
-    """Returns the numbers of a config's loss, or of the one given, by name, as arrays; `return_lambda` where there is one.
+    """Returns the numbers of a config's loss, or of the one given, by name, as arrays; lambda where windows have one.
 
     Raises:
       InputError: for a name without meaning, or more numbers than it takes.
     """
     numbers = named_numbers(_ARGUMENT, *find_loss(config, loss))
-    return numbers if config.return_lambda is None else numbers | {"return_lambda": jnp.float32(config.return_lambda)}
+    return numbers if config.window_lambda is None else numbers | {"return_lambda": jnp.float32(config.return_lambda)}
 
 
 def make_loss(network: Network, config: AgentConfig, loss: LossMaker | None = None) -> Loss:
@@ -252,7 +252,10 @@ def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array
 
             s_tm1, a_tm1, r_t, discount_t, s_t = transition
             q_tm1 = q_values(params, s_tm1, 0)
-            if config.return_lambda is not None:
+            if config.memory == "rollout":
+                # Its discounts are 0, so there is no need of the values that would be multiplied by them.
+                td_error = td.q_learning(q_tm1, a_tm1, r_t, discount_t, jnp.zeros_like(q_tm1))
+            elif config.window_lambda is not None:
                 lambda_ = hyperparams["return_lambda"]
                 returns = td.lambda_returns(r_t, discount_t, jax.vmap(best)(s_t), lambda_, stop_target_gradients=True)
                 td_error = returns[0] - q_tm1[a_tm1]
@@ -271,7 +274,7 @@ def _td_loss(network: Network, config: AgentConfig, loss_of: Callable[[jax.Array
 def _check_no_lambda(config: AgentConfig, loss: str) -> None:
     """Raises InputError where Q(lambda) is asked of a loss whose target is no return."""
     require(
-        config.return_lambda is None,
+        config.window_lambda is None,
         f"agent.return_lambda is {config.return_lambda} with agent.loss {loss!r}, which bootstraps from one state alone: take "
         "squared or huber, or leave it out",
     )

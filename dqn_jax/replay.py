@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from dqn_jax import sum_tree
 from dqn_jax.config import AgentConfig
-from dqn_jax.types import Clock, Params, ReplayHyperparams, Sample, Transition, Tree
+from dqn_jax.types import Clock, ReplayHyperparams, Sample, Transition, Tree, Value
 
 Valid: TypeAlias = jax.Array | bool
 """[] bool."""
@@ -49,6 +49,8 @@ class ReplayState(flax.struct.PyTreeNode):
     """[] int32 number of this ring in a storage of several side by side; None where the storage is its own."""
     priorities: Tree = ()
     """Priorities; nothing where sampling is uniform."""
+    rollout: Tree = ()
+    """What a rollout keeps beside its steps; nothing in a replay."""
 
 
 class MemoryInit(Protocol):
@@ -77,8 +79,11 @@ class Update(Protocol):
 class Prepare(Protocol):
     """`Memory.prepare`."""
 
-    def __call__(self, state: ReplayState, params: Params, key: jax.Array) -> ReplayState:
-        """Prepares the state for the updates of an agent step; called once a step, before them."""
+    def __call__(self, state: ReplayState, value: Value, key: jax.Array) -> ReplayState:
+        """Prepares the state for the updates of an agent step; called once a step, before them.
+
+        `value` gives what observations are worth by the parameters that those updates begin with.
+        """
 
 
 class Memory(NamedTuple):
@@ -123,11 +128,11 @@ def make_memory(
     return (make_newest if config.memory == "newest" else make_uniform_replay)(ring, batch_size)
 
 
-def make_ring(example: Transition, capacity: int) -> Ring:
-    """Builds a ring of `capacity` whole transitions.
+def make_ring(example: Tree, capacity: int) -> Ring:
+    """Builds a ring of `capacity` whole transitions, or other records.
 
     Args:
-      example: one transition; only its shapes and dtypes matter.
+      example: one of them; only its shapes and dtypes matter.
       capacity: N, a multiple of every block that is added, so that no block wraps.
 
     Returns:
@@ -256,8 +261,8 @@ def make_prioritised_replay(
     return Memory(init, add, sample, update, _as_it_is, clear, select)
 
 
-def _as_it_is(state: ReplayState, params: Params, key: jax.Array) -> ReplayState:
-    del params, key
+def _as_it_is(state: ReplayState, value: Value, key: jax.Array) -> ReplayState:
+    del value, key
     return state
 
 
@@ -284,12 +289,14 @@ def side_by_side(rings: ReplayState) -> ReplayState:
 
 def ring_of(rings: ReplayState, worker: jax.Array) -> ReplayState:
     """Returns one worker's ring of rings `side_by_side`, without copying it."""
-    return rings.replace(added=Clock(rings.added.count[worker]), place=worker)
+    own = jax.tree.map(lambda x: x[worker], rings.replace(storage=()))
+    return own.replace(storage=rings.storage, place=worker)
 
 
 def put_ring(rings: ReplayState, worker: jax.Array, ring: ReplayState) -> ReplayState:
     """Puts back a ring that `ring_of` gave, after something was added to it."""
-    return ring.replace(added=Clock(rings.added.count.at[worker].set(ring.added.count)), place=None)
+    pairs = (one.replace(storage=(), place=None) for one in (rings, ring))
+    return jax.tree.map(lambda x, new: x.at[worker].set(new), *pairs).replace(storage=ring.storage)
 
 
 def bytes_per_transition(example: Transition) -> int:

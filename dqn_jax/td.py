@@ -90,7 +90,7 @@ def lambda_returns(
       r_t: [T] rewards.
       discount_t: [T] gamma, 0 where the episode terminated.
       v_t: [T] values of the states that the steps led to.
-      lambda_: [] share of what follows in a return: 0 bootstraps after each step, 1 after the last alone.
+      lambda_: [], or [T] of each step, share of what follows in a return: 0 bootstraps after each step, 1 after the last alone.
       stop_target_gradients: whether the returns are constants to the gradient.
 
     Returns:
@@ -98,16 +98,17 @@ def lambda_returns(
 
     Source: Sutton (1988); Peng & Williams (1996) where v is max_a Q(s, a).
     """
-    chex.assert_rank([r_t, discount_t, v_t, lambda_], [1, 1, 1, 0])
+    chex.assert_rank([r_t, discount_t, v_t, lambda_], [1, 1, 1, {0, 1}])
     chex.assert_type([r_t, discount_t, v_t, lambda_], float)
     chex.assert_equal_shape([r_t, discount_t, v_t])
 
-    def before(following: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        r, discount, v = step
-        result = r + discount * ((1.0 - lambda_) * v + lambda_ * following)
+    def before(following: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        r, discount, v, share = step
+        result = r + discount * ((1.0 - share) * v + share * following)
         return result, result
 
-    _, returns = jax.lax.scan(before, v_t[-1], (r_t, discount_t, v_t), reverse=True)
+    shares = jnp.broadcast_to(lambda_, r_t.shape)
+    _, returns = jax.lax.scan(before, v_t[-1], (r_t, discount_t, v_t, shares), reverse=True)
     return jax.lax.stop_gradient(returns) if stop_target_gradients else returns
 
 

@@ -7,7 +7,7 @@ C51's supports are with the algorithms. Not here: how rates are tuned (commands.
 
 from typing import Any, NamedTuple
 
-from dqn_jax.algorithms import fields_of
+from dqn_jax.algorithms import ALGORITHMS, fields_of
 from dqn_jax.config import require
 
 
@@ -18,6 +18,8 @@ class Tuned(NamedTuple):
     """Fields of all algorithms, by dotted name; an algorithm's own come first."""
     learning_rates: dict[str, float]
     """By algorithm."""
+    own: dict[str, dict[str, Any]] = {}
+    """Fields of one algorithm alone, by its name: they come last."""
 
 
 _SMALL = {
@@ -31,6 +33,15 @@ _SMALL = {
     "network.hidden_sizes": (64, 64),
 }
 """An update every four frames of a small network; the learning rate falls to 0 with the budget's last updates."""
+
+
+def _pqn(frames: int, **own: Any) -> dict[str, dict[str, Any]]:
+    """Lets PQN's rate fall to 0 with the last of a budget's frames, as others' does."""
+    fields = ALGORITHMS["pqn"] | {f"agent.{name}": value for name, value in own.items()}
+    steps = frames // (fields["agent.num_envs"] * fields["agent.acts_per_step"])
+    decay = {"agent.learning_rate_decay_updates": steps * fields["agent.updates_per_step"]}
+    return {"pqn": {f"agent.{name}": value for name, value in own.items()} | decay}
+
 
 TUNED: dict[str, Tuned] = {
     "CartPole-v1": Tuned(
@@ -50,6 +61,7 @@ TUNED: dict[str, Tuned] = {
             "no_replay": 0.003,
             "no_target": 0.0003,
         },
+        _pqn(100_000),
     ),
     "Acrobot-v1": Tuned(
         {**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000},
@@ -67,6 +79,7 @@ TUNED: dict[str, Tuned] = {
             "no_replay": 0.001,
             "no_target": 0.003,
         },
+        _pqn(100_000),
     ),
     "MountainCar-v0": Tuned(
         {
@@ -91,6 +104,7 @@ TUNED: dict[str, Tuned] = {
             "no_replay": 0.003,
             "no_target": 0.001,
         },
+        _pqn(150_000),
     ),
     "Catch-bsuite": Tuned(
         {**_SMALL, "agent.target_period": 50, "agent.learning_rate_decay_updates": 12_500},
@@ -109,6 +123,7 @@ TUNED: dict[str, Tuned] = {
             "no_replay": 0.001,
             "no_target": 0.001,
         },
+        _pqn(50_000),
     ),
     "DeepSea-bsuite": Tuned(
         {**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000},
@@ -122,6 +137,7 @@ TUNED: dict[str, Tuned] = {
             "munchausen": 0.001,
             "no_replay": 0.0003,
         },
+        _pqn(100_000),
     ),
     "FourRooms-misc": Tuned(
         {**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000, "network.trunk": "mlp"},
@@ -139,6 +155,7 @@ TUNED: dict[str, Tuned] = {
             "no_replay": 0.0003,
             "no_target": 0.0003,
         },
+        _pqn(100_000),
     ),
     "Breakout-MinAtar": Tuned(
         {
@@ -155,6 +172,7 @@ TUNED: dict[str, Tuned] = {
         {
             "dqn": 0.003,
         },
+        _pqn(2_000_000, num_envs=64, batch_size=256, updates_per_step=16, return_lambda=0.65),
     ),
 }
 """By the environment's name. Rates fall over the updates of the scoreboard's budgets, but for Breakout: for other lengths,
@@ -181,4 +199,4 @@ def shared_fields(algorithm: str, env: str) -> dict[str, Any]:
     """
     known = ", ".join(TUNED)
     require(env in TUNED, f"env is {env!r}, for which nothing is tuned: take one of {known}, or leave out --tuned")
-    return TUNED[env].shared | fields_of(algorithm, env)
+    return TUNED[env].shared | fields_of(algorithm, env) | TUNED[env].own.get(algorithm, {})

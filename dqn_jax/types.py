@@ -19,6 +19,9 @@ Params: TypeAlias = Tree
 Info: TypeAlias = dict[str, Any]
 """Metrics of a function's work by name: arrays, on device or host."""
 
+Value: TypeAlias = Callable[[jax.Array], jax.Array]
+"""Observation [...] -> its greedy value [] by the current parameters."""
+
 Correction: TypeAlias = Callable[[Params, Params, Tree], tuple[Params, Tree]]
 """A change to gradients before clipping: `(grads, params, memory) -> (grads, memory)`, the learner keeping the memory."""
 
@@ -107,12 +110,14 @@ class LearnerHyperparams(NamedTuple):
 
 
 class ReplayHyperparams(NamedTuple):
-    """Numbers of a prioritised replay that a sweep may vary. All [] float32; a uniform one carries none of them."""
+    """Numbers of a memory that a sweep may vary. All [] float32; a uniform one carries none of them."""
 
     priority_exponent: jax.Array
     """alpha."""
     importance_exponent: jax.Array
     """beta."""
+    return_lambda: jax.Array
+    """Of a rollout's returns."""
 
 
 class Hyperparams(NamedTuple):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import AgentConfig
+from dqn_jax.envs import Environment
 from dqn_jax.types import Transition
 
 
@@ -20,7 +21,7 @@ class SingleStep(NamedTuple):
     """One step of each environment of an actor, for a memory that joins them itself. Leaves [E, ...]."""
 
     transition: Transition
-    """One-step reward and discount; of stacked observations the newest frame alone."""
+    """One-step reward and discount; where frames are kept once, the newest frame of stacked observations alone."""
     ended: jax.Array
     """bool, whether an episode ended with the step."""
     age: jax.Array
@@ -40,9 +41,19 @@ class Window(NamedTuple):
     """[n - 1, E] bool, whether an episode ended with the step."""
 
 
+def keeps_frames(env: Environment, config: AgentConfig) -> bool:
+    """Tells whether an agent's memory keeps each frame of stacked observations once."""
+    return env.spec.stack > 1 and config.memory != "rollout"
+
+
+def takes_single_steps(env: Environment, config: AgentConfig) -> bool:
+    """Tells whether an agent's memory takes SingleSteps, and makes transitions of them itself."""
+    return keeps_frames(env, config) or config.memory == "rollout"
+
+
 def transition_of(config: AgentConfig) -> Callable[[Window], Transition]:
-    """Returns what makes transitions [E, ...] of windows [n, E, ...]: n-step returns, or with `return_lambda` all steps."""
-    return n_step_transition if config.return_lambda is None else jax.vmap(whole_window, in_axes=1)
+    """Returns what makes transitions [E, ...] of windows [n, E, ...]: n-step returns, or with `window_lambda` all steps."""
+    return n_step_transition if config.window_lambda is None else jax.vmap(whole_window, in_axes=1)
 
 
 def n_step_transition(window: Window) -> Transition:

@@ -45,8 +45,8 @@ def of_parts(memory: Memory, replay: ReplayState, loss: Loss, batch: Transition,
     """A memory's, a loss's and a network's."""
     memory.update(replay, key, key, valid=True)
     memory.update(replay, key, key, vald=True)  # type: ignore[call-arg]
-    memory.prepare(replay, {}, key)
-    memory.prepare(replay, {})  # type: ignore[call-arg]
+    memory.prepare(replay, jax.numpy.max, key)
+    memory.prepare(replay, jax.numpy.max)  # type: ignore[call-arg]
     print(loss({}, {}, batch, key, {}).priority)
     print(loss({}, {}, batch, key, {}).td_abs)  # type: ignore[attr-defined]
     print(network.apply({}, key, None).q_values)

@@ -48,7 +48,7 @@ BUDGETS = {
         for n in (8, 12, 16, 20)
     },
     "FourRooms": Budget("FourRooms-misc", 100_000, 1, ("use_visual_obs=true",)),
-    "Breakout": Budget("Breakout-MinAtar", 2_000_000, 10, algorithms=("dqn", "rainbow"), seeds=5, tuning_frames=200_000),
+    "Breakout": Budget("Breakout-MinAtar", 2_000_000, 10, algorithms=("dqn", "rainbow", "pqn"), seeds=5, tuning_frames=200_000),
 }
 SEEDS = 10
 ROWS, TUNING, TABLE, ORIGINS = "rows.csv", "tuning.csv", "table.md", "origins.json"

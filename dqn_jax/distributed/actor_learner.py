@@ -67,7 +67,7 @@ def make_learner_side(
     """
     num_devices = len(devices)
     shared_by = SharedBy(config.agent.num_envs, config.acts_per_block)
-    agent = make_agent(env, network, config.agent, axis_name=AXIS, num_shards=num_devices, shared_by=shared_by)
+    agent = make_agent(env, network, config.learners_agent, axis_name=AXIS, num_shards=num_devices, shared_by=shared_by)
     config.check_blocks(num_devices)
 
     def start(shard: jax.Array) -> AgentState:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dqn_jax.actor import ActorState, make_actor
-from dqn_jax.agent import hyperparams_of, keeps_frames, keys_of, reduce_info
+from dqn_jax.agent import hyperparams_of, keys_of, reduce_info
 from dqn_jax.build import build
 from dqn_jax.distributed.acting import make_acting
 from dqn_jax.distributed.config import ActorLearnerExperiment
@@ -26,7 +26,7 @@ from dqn_jax.frame_ring import make_frame_ring
 from dqn_jax.learner import make_learner
 from dqn_jax.mapping import stream_key
 from dqn_jax.types import ActorHyperparams, Info, Params, Sample, Transition, Tree
-from dqn_jax.windows import SingleStep
+from dqn_jax.windows import SingleStep, keeps_frames
 
 _LADDER_BASE, _LADDER_STEP = 0.4, 7.0
 
@@ -73,17 +73,10 @@ def make_job(config: ActorLearnerExperiment) -> Job:
         "shared": make_exploration(config.agent),
         "none": NO_EXPLORATION,
     }[config.actors.exploration]
-    actor = make_actor(
-        env,
-        network,
-        config.agent,
-        num_shards=config.actors.num_actors,
-        exploration=exploration,
-        single_steps=keeps_frames(env),
-    )
+    actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors, exploration=exploration)
     acting = make_acting(env, actor)
     prioritised = config.agent.memory == "prioritised"
-    joining = _make_joining(env, config) if prioritised and keeps_frames(env) else _NO_JOINING
+    joining = _make_joining(env, config) if prioritised and keeps_frames(env, config.agent) else _NO_JOINING
     learner = make_learner(network, config.agent)
     _, actor_key, learner_key = keys_of(stream_key(config.seed))
 

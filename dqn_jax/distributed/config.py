@@ -5,6 +5,7 @@ from typing import Literal
 
 from dqn_jax.config import (
     MAX_COUNT,
+    AgentConfig,
     FramesExperiment,
     ServiceTime,
     check_choices,
@@ -119,6 +120,11 @@ class ServerExperiment(WorkersExperiment):
             f"server.replay is 'shared' and backend {self.backend!r}: real workers keep their own, so train on 'device'",
         )
         require(
+            agent.memory != "rollout" or server.replay == "local",
+            "server.replay is 'shared' and agent.memory 'rollout': a rollout is learnt from by the worker that gathered it, so "
+            "take 'local'",
+        )
+        require(
             agent.memory != "prioritised" or self.backend != "device" or server.mode == "barrier" or server.replay == "shared",
             "agent.memory is 'prioritised' with server.replay 'local': the model of workers that arrive one by one keeps their "
             "replays in one ring, which has no priorities: take server.replay 'shared' or another backend",
@@ -164,7 +170,7 @@ class ActorLearnerConfig:
     """Each actor has its own epsilon, 0.4^(1 + 7i/(N - 1)) (Horgan et al. 2018), and else follows
     the agent's rule; the agent's rule and schedule for all; or none, where the network has noise."""
     acts_per_block: int = 20
-    """Environment steps that an actor sends at once; synchronously, those of an agent step."""
+    """Environment steps that an actor sends at once; synchronously, or of a rollout, those of an agent step."""
     publish_period: int = 1
     """Updates between two versions of the parameters that actors are sent."""
     lag_limit: int | None = None
@@ -194,7 +200,15 @@ class ActorLearnerExperiment(WorkersExperiment):
         agent, actors = self.agent, self.actors
         check_divides("agent.num_envs", agent.num_envs, actors.num_actors, "actors")
         acts = agent.acts_per_step
-        if actors.mode == "asynchronous":
+        if agent.memory == "rollout":
+            updates, number = agent.updates_per_step, agent.frames_per_step // self.frames_per_block
+            require(
+                updates % number == 0 and self.frames_per_block % agent.batch_size == 0,
+                f"actors.num_actors is {actors.num_actors}, and a block is a rollout of {self.frames_per_block} frames for a "
+                f"share of agent.updates_per_step {updates} with agent.batch_size {agent.batch_size}: make the updates a "
+                "multiple of the actors, and the batch a divisor of the frames",
+            )
+        elif actors.mode == "asynchronous":
             require(
                 actors.acts_per_block % (actors.num_actors * acts) == 0,
                 f"actors.acts_per_block is {actors.acts_per_block}, and a block must hold whole agent steps of all "
@@ -223,8 +237,9 @@ class ActorLearnerExperiment(WorkersExperiment):
 
     @property
     def acts_per_block(self) -> int:
-        """Environment steps in a block: in synchronous mode, those of an agent step."""
-        return self.agent.acts_per_step if self.actors.mode == "synchronous" else self.actors.acts_per_block
+        """Environment steps in a block: in synchronous mode, and of a rollout, those of an agent step."""
+        whole = self.actors.mode == "synchronous" or self.agent.memory == "rollout"
+        return self.agent.acts_per_step if whole else self.actors.acts_per_block
 
     @property
     def frames_per_block(self) -> int:
@@ -234,7 +249,15 @@ class ActorLearnerExperiment(WorkersExperiment):
     @property
     def updates_per_block(self) -> int:
         """Updates that the learner makes for a block: as many as the agent makes for its frames."""
-        return self.frames_per_block // self.agent.frames_per_step * self.agent.updates_per_step
+        return self.frames_per_block * self.agent.updates_per_step // self.agent.frames_per_step
+
+    @property
+    def learners_agent(self) -> AgentConfig:
+        """The agent as the learner has it: of rollouts, one that gathers a block."""
+        if self.agent.memory != "rollout":
+            return self.agent
+        envs = self.frames_per_block // self.acts_per_block
+        return dataclasses.replace(self.agent, num_envs=envs, updates_per_step=self.updates_per_block)
 
     @property
     def warm_up_blocks(self) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.actor import make_actor
-from dqn_jax.agent import AgentState, every_step, keeps_frames, reduce_info, reduce_infos
+from dqn_jax.agent import AgentState, every_step, reduce_info, reduce_infos
 from dqn_jax.build import build
 from dqn_jax.distributed.acting import Moment, make_acting
 from dqn_jax.distributed.config import ServerExperiment
@@ -68,7 +68,7 @@ def _in_a_program(config: ServerExperiment, worker: Worker) -> _Halves:
 
 def _on_the_host(config: ServerExperiment, env: Environment, network: Network, worker: Worker) -> _Halves:
     """Splits the same steps: acting on the host, then storing and learning in a program."""
-    acting = make_acting(env, make_actor(env, network, config.agent, single_steps=keeps_frames(env)))
+    acting = make_acting(env, make_actor(env, network, config.agent))
     fresh = jax.jit(lambda number, frames, copy: worker.fresh(config.seed, number, copy, frames=frames))
     store = jax.jit(worker.store, donate_argnums=0)
 
@@ -81,8 +81,10 @@ def _on_the_host(config: ServerExperiment, env: Environment, network: Network, w
         agent = fresh(jnp.int32(task.stream), jnp.int32(task.frames), task.params)
         # The actor's state is kept apart from the agent, with its environments.
         agent, state = agent.replace(actor=()), acting.begin(agent.actor)
-        state, moments = acting.play(state, agent.learner.params, config.agent.warm_up_acts)
-        return _AtWork(store(agent, moments.transitions, moments.valid), state)
+        if config.agent.warm_up_acts:
+            state, moments = acting.play(state, agent.learner.params, config.agent.warm_up_acts)
+            agent = store(agent, moments.transitions, moments.valid)
+        return _AtWork(agent, state)
 
     def work(state: _AtWork) -> tuple[_AtWork, Tree, Info]:
         agent, actor = state

@@ -239,6 +239,10 @@ class FederatedExperiment(Experiment):
             "federated.algorithm is 'fednova' and agent.learning_rate_decay_updates "
             f"{agent.learning_rate_decay_updates}: a rate that falls makes updates unequal, so leave it out",
         )
+        require(
+            federated.merge.replay == "keep" or agent.memory != "rollout",
+            "federated.merge.replay is 'clear' and agent.memory 'rollout', which keeps nothing from step to step: leave it out",
+        )
         # One counter counts a client's frames; a chunk's are summed over all.
         per_round = federated.local_steps * agent.frames_per_step + agent.warm_up_frames
         frames = (self.rounds + self.runner.log_every) * per_round
