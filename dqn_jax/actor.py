@@ -89,7 +89,7 @@ def make_actor(
     """
     num_envs = config.num_envs // num_shards
     rule = make_exploration(config) if exploration is None else exploration
-    single_steps = takes_single_steps(env, config)
+    single_steps = takes_single_steps(env.spec, config)
     n_step, join = 1 if single_steps else config.n_step, transition_of(config)
 
     def init(
@@ -127,7 +127,7 @@ def make_actor(
 
     def single(state: ActorState, window: Window) -> SingleStep:
         step, ended = jax.tree.map(lambda x: x[-1], window)
-        if keeps_frames(env, config):
+        if keeps_frames(env.spec, config):
             depth = env.spec.obs_shape[-1] // env.spec.stack
             step = step._replace(s_tm1=step.s_tm1[..., -depth:], s_t=step.s_t[..., -depth:])
         return SingleStep(step, ended, state.episode_steps, jnp.full(num_envs, state.clock.count), state.numbers)

@@ -353,7 +353,7 @@ def _memory_of(
     if config.memory == "rollout":
         steps = make_ring(Window(example, jnp.bool_(False)), config.frames_per_step // num_shards)
         return make_rollout(steps, config, num_shards)
-    if keeps_frames(env, config):
+    if keeps_frames(env.spec, config):
         num_envs, turn = shared_by or (config.num_envs // num_shards, None)
         ring = make_frame_ring(env.spec, config, config.replay_capacity // num_shards, num_envs, turn)
     return make_memory(example, config, num_shards, axis_name, ring)

@@ -219,7 +219,7 @@ class AgentConfig:
         check_names("agent.", self, "loss", "optimizer", "exploration")
         counts = ("num_envs", "acts_per_step", "updates_per_step", "batch_size", "replay_capacity")
         check_whole("agent.", self, *counts, "n_step", "target_period", "epsilon_decay_frames")
-        check_whole("agent.", self, "learning_starts", least=0)
+        check_whole("agent.", self, "learning_starts", least=0 if self.memory == "rollout" else 1)
         check_number("agent.", self, "discount", "epsilon_start", "epsilon_end", high=1.0)
         check_number("agent.", self, "priority_exponent", "importance_exponent", high=1.0)
         check_number("agent.", self, "target_rate", high=1.0, open_low=True)

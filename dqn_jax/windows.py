@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dqn_jax.config import AgentConfig
-from dqn_jax.envs import Environment
-from dqn_jax.types import Transition
+from dqn_jax.types import EnvSpec, Transition
 
 
 class SingleStep(NamedTuple):
@@ -41,14 +40,14 @@ class Window(NamedTuple):
     """[n - 1, E] bool, whether an episode ended with the step."""
 
 
-def keeps_frames(env: Environment, config: AgentConfig) -> bool:
+def keeps_frames(spec: EnvSpec, config: AgentConfig) -> bool:
     """Tells whether an agent's memory keeps each frame of stacked observations once."""
-    return env.spec.stack > 1 and config.memory != "rollout"
+    return spec.stack > 1 and config.memory != "rollout"
 
 
-def takes_single_steps(env: Environment, config: AgentConfig) -> bool:
+def takes_single_steps(spec: EnvSpec, config: AgentConfig) -> bool:
     """Tells whether an agent's memory takes SingleSteps, and makes transitions of them itself."""
-    return keeps_frames(env, config) or config.memory == "rollout"
+    return keeps_frames(spec, config) or config.memory == "rollout"
 
 
 def transition_of(config: AgentConfig) -> Callable[[Window], Transition]:

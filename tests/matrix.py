@@ -36,7 +36,7 @@ _COMMON: dict[str, Any] = {
     "num_seeds": 1,
     "num_devices": 1,
 }
-_FRAMES = {**_COMMON, "total_frames": 200}
+_FRAMES = {**_COMMON, "total_frames": 2_000}
 _CLIENTS = FederatedConfig(num_clients=2, local_steps=2, heterogeneity="none", unseen_envs=0)
 _SERVER = ServerConfig(num_workers=2)
 _SERVERS = {
@@ -123,6 +123,8 @@ class Options:
 
     out: Path | None = None
     """JSON file to write."""
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    """Algorithms to train; of others the file keeps what it has."""
 
 
 def main(options: Options) -> None:
@@ -132,13 +134,18 @@ def main(options: Options) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     begun = time.perf_counter()
     cells = []
-    for algorithm in ALGORITHMS:
+    for algorithm in options.algorithms:
         for driver in DRIVERS:
             cells.append(train(driver, algorithm))
             print(*cells[-1].values(), sep=" | ", flush=True)
     minutes = (time.perf_counter() - begun) / 60
     print(f"{len(cells)} cells, {minutes:.1f} minutes")
     if options.out is not None:
+        kept = json.loads(options.out.read_text()) if options.out.exists() else {"minutes": 0, "cells": []}
+        others = [cell for cell in kept["cells"] if cell["algorithm"] not in options.algorithms]
+        cells = sorted(others + cells, key=lambda cell: list(ALGORITHMS).index(cell["algorithm"]))
+        if others:
+            minutes += kept["minutes"]
         options.out.write_text(json.dumps(provenance() | {"minutes": minutes, "cells": cells}, indent=2) + "\n")
 
 

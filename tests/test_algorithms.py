@@ -1,5 +1,6 @@
 """Every algorithm is a few fields on any preset, and sets what it is named for (test_matrix.py trains it)."""
 
+import dataclasses
 import importlib
 import json
 
@@ -33,6 +34,11 @@ def test_it_sets_its_fields_on_any_preset_and_no_others(job, algorithm):
             with pytest.raises(InputError, match=r"take --server\.replay 'shared' or another backend"):
                 parse(JOBS[job], "Text.", flags)
             continue
+        if job == "parameter-server" and algorithm == "pqn":
+            with pytest.raises(InputError, match=r"updates-per-step is 32 and --server\.push 'gradient'"):
+                parse(JOBS[job], "Text.", flags)
+            flags += ["--server.push", "delta"]
+            preset = dataclasses.replace(preset, server=dataclasses.replace(preset.server, push="delta"))
         config = parse(JOBS[job], "Text.", flags)
         before, after = flatten(config_dict(preset)), flatten(config_dict(config))
         assert after == before | fields(algorithm, preset.env)

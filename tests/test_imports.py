@@ -12,7 +12,7 @@ LEVELS = (
     {"lookup", "heads"},
     {"trunks"},
     {"runtime", "presets", "algorithms", "envs", "networks", "td", "exploration", "replay", "virtual_time", "windows"},
-    {"losses", "tuned", "frame_ring"},
+    {"losses", "tuned", "frame_ring", "rollout"},
     {"actor", "learner"},
     {"agent"},
     {"evaluation", "mapping"},

@@ -49,7 +49,8 @@ Trainer: TypeAlias = Callable[[Cell, Sequence[Lane]], Sequence[Row]]
 def make_cell(arm: str, env: str, fields: dict[str, Any], quick: bool = False) -> Cell:
     """Makes a cell from the fields that it sets, by dotted name; rows of a quick one are of no other."""
     if quick:
-        fields = fields | {"total_frames": 2_000, "agent.learning_starts": 1_000, "runner.log_every": 1_000}
+        starts = min(1_000, fields.get("agent.learning_starts", 1_000))
+        fields = fields | {"total_frames": 2_000, "agent.learning_starts": starts, "runner.log_every": 1_000}
     start = DataParallelExperiment(num_seeds=1)
     config = with_values(start, nest(fields))
     before, after = (flatten(config_dict(one)) for one in (start, config))

@@ -76,7 +76,7 @@ def make_job(config: ActorLearnerExperiment) -> Job:
     actor = make_actor(env, network, config.agent, num_shards=config.actors.num_actors, exploration=exploration)
     acting = make_acting(env, actor)
     prioritised = config.agent.memory == "prioritised"
-    joining = _make_joining(env, config) if prioritised and keeps_frames(env, config.agent) else _NO_JOINING
+    joining = _make_joining(env, config) if prioritised and keeps_frames(env.spec, config.agent) else _NO_JOINING
     learner = make_learner(network, config.agent)
     _, actor_key, learner_key = keys_of(stream_key(config.seed))
 

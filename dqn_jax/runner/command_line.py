@@ -94,7 +94,7 @@ def _start(preset: Config, chosen: argparse.Namespace, args: Sequence[str]) -> C
     require(chosen.algorithm is not None or not chosen.tuned, "--tuned has no --algorithm beside it: name one")
     if chosen.algorithm is not None:
         fields = tuned_fields if chosen.tuned else fields_of
-        config = with_values(config, nest(fields(chosen.algorithm, str(given.get("env", config.env)))))
+        config = _with(config, fields(chosen.algorithm, str(given.get("env", config.env))), given, args)
     if chosen.config is not None:
         values = {name: value for name, value in read_config(chosen.config).items() if name not in _OF_THE_RUN}
         config = with_values(config, values, str(chosen.config))
@@ -107,6 +107,18 @@ def _start(preset: Config, chosen: argparse.Namespace, args: Sequence[str]) -> C
         saved = nest({name: value for name, value in flatten(saved).items() if name in _KEPT})
     # Where it is now: a directory may have been moved.
     return with_values(config, saved | {"run_dir": run_dir}, "the run directory")
+
+
+def _with(config: Config, fields: Record, given: Record, args: Sequence[str]) -> Config:
+    """Sets fields by dotted name; where they do not fit the others, with the flags that are given, which may make them fit."""
+    try:
+        return with_values(config, nest(fields))
+    except InputError as error:
+        flags = flatten(config_dict(options(config, "", args)))
+        try:
+            return with_values(config, nest(fields | {name: flags[name] for name in given}))
+        except InputError:
+            raise error from None
 
 
 def _given(config: Experiment, args: Sequence[str]) -> Record:

@@ -27,6 +27,11 @@ STEADY = AgentConfig(
 # Greedy most of the time and Adam, for laws that hold to the last bit.
 FREE = dataclasses.replace(STEADY, optimizer="adam", learning_rate=1e-3, epsilon_end=0.1, epsilon_decay_frames=500)
 
+# Two epochs of two minibatches.
+ROLLOUT = dataclasses.replace(
+    STEADY, memory="rollout", n_step=1, return_lambda=0.7, acts_per_step=4, batch_size=16, updates_per_step=4, learning_starts=0
+)
+
 
 def spec_of(obs_shape, num_actions):
     """The description of some environment with these shapes."""
