@@ -58,11 +58,11 @@ TUNED: dict[str, Tuned] = {
             "iqn": 0.01,
             "munchausen": 0.0003,
             "rainbow": 0.01,
-            "pqn": 0.1,
+            "pqn": 0.01,
             "no_replay": 0.003,
             "no_target": 0.0003,
         },
-        _pqn(100_000),
+        _pqn(100_000, epsilon_end=0.1),
     ),
     "Acrobot-v1": Tuned(
         {**_SMALL, "agent.target_period": 100, "agent.learning_rate_decay_updates": 25_000},
@@ -177,6 +177,7 @@ TUNED: dict[str, Tuned] = {
         },
         {
             "dqn": 0.003,
+            "pqn": 0.03,
         },
         _pqn(2_000_000, num_envs=64, batch_size=256, updates_per_step=16, return_lambda=0.65),
     ),

@@ -10,7 +10,18 @@ from dqn_jax.commands.cells import RATES, TUNING_SEEDS, best_rate
 from dqn_jax.commands.scoreboard import BUDGETS, Budget, ScoreboardOptions, cell_of
 from dqn_jax.config import InputError
 from dqn_jax.runner.plots import save
-from dqn_jax.runner.scoreboard import COLUMNS, Row, append_rows, digest_of, markdown, paired, paired_text, read_rows, table
+from dqn_jax.runner.scoreboard import (
+    COLUMNS,
+    Row,
+    append_rows,
+    digest_of,
+    how_soon,
+    markdown,
+    paired,
+    paired_text,
+    read_rows,
+    table,
+)
 from dqn_jax.runner.scoreboard_plots import every_seed, profile, profiles
 from dqn_jax.tuned import TUNED, Tuned, shared_fields, tuned_fields
 
@@ -125,6 +136,18 @@ def test_the_table_by_hand():
     assert record["late_collapse"] == pytest.approx(1 / 3)
     assert record["final_ci95_low"] is None
     assert "| `dqn` | 3 | 365.0 | 365 | - | - | 67% | 100% | 20 | 1 | 33% |" in markdown([record])
+
+
+def test_how_soon_by_hand():
+    """The mean of `dqn` ends at 30; `fast` is there at its first evaluation, `slow` never, and one is not there."""
+    rows = [
+        *rows_of((10.0, 20.0), (20.0, 40.0)),
+        *rows_of((25.0, 5.0), (35.0, 5.0), algorithm="fast", frames=(8.0, 16.0), seconds=(0.25, 0.5)),
+        *rows_of((29.0, 29.5), algorithm="slow"),
+    ]
+    assert how_soon(rows, ("dqn", "fast", "slow", "none")).splitlines()[2:] == [
+        "| CartPole | 30 | 20, 1 | 8, 0.25 | never | not trained |"
+    ]
 
 
 def test_intervals_begin_with_ten_seeds():

@@ -14,7 +14,7 @@ from dqn_jax.commands.cells import TUNING_SEEDS, Cell, is_of, make_cell, train, 
 from dqn_jax.config import check_whole, require
 from dqn_jax.runner.command_line import exit_code_of, options
 from dqn_jax.runner.compiled import keep_compiled
-from dqn_jax.runner.scoreboard import Row, add_origin, markdown, read_rows, table
+from dqn_jax.runner.scoreboard import Row, add_origin, how_soon, markdown, read_rows, table
 from dqn_jax.tuned import TUNED, shared_fields, tuned_fields
 
 
@@ -51,6 +51,8 @@ BUDGETS = {
     "Breakout": Budget("Breakout-MinAtar", 2_000_000, 10, algorithms=("dqn", "rainbow", "pqn"), seeds=5, tuning_frames=200_000),
 }
 SEEDS = 10
+RACE = ("dqn", "rainbow", "pqn")
+"""Algorithms of which the table says how soon they are where the first of them ends."""
 ROWS, TUNING, TABLE, ORIGINS = "rows.csv", "tuning.csv", "table.md", "origins.json"
 
 
@@ -176,11 +178,13 @@ def draw(out: Path) -> None:
 
 
 def table_text(rows: list[Row]) -> str:
-    """Writes the table, and which cells have no row."""
+    """Writes the table, who is soon where DQN ends, and which cells have no row."""
     done = {(row.algorithm, row.env) for row in rows}
     missing = {env: [name for name in budget.algorithms if (name, env) not in done] for env, budget in BUDGETS.items()}
     lines = [f"- {env}: {', '.join(names)}" for env, names in missing.items() if names]
     text = markdown(table(rows, {env: budget.threshold for env, budget in BUDGETS.items()}))
+    if any(row.algorithm == RACE[-1] for row in rows):
+        text += "\n## To the mean final return of `dqn`\n\n" + how_soon(rows, RACE)
     return text + ("\n## Not trained so far\n\n" + "\n".join(lines) + "\n" if lines else "")
 
 

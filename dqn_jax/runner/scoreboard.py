@@ -155,6 +155,32 @@ def run_of(rows: Sequence[Row]) -> ComparedRun:
     return ComparedRun(rows[0].algorithm, config, **series)
 
 
+def time_to(rows: Sequence[Row], target: float) -> tuple[float, float] | None:
+    """Finds a seed's frames and seconds at the first evaluation whose mean over all is at a target; None if there is none."""
+    returns = _mean_returns(rows)
+    if not (returns >= target).any():
+        return None
+    first = int(np.argmax(returns >= target))
+    return float(np.mean([row.frames[first] for row in rows])), float(np.mean([row.seconds[first] for row in rows]))
+
+
+def _mean_returns(rows: Sequence[Row]) -> np.ndarray:
+    return np.mean([row.returns for row in rows], axis=0)
+
+
+def how_soon(rows: Sequence[Row], algorithms: Sequence[str]) -> str:
+    """Writes, as Markdown, when the mean of each algorithm is at the mean final return of the first of them, by environment."""
+    lines = [f"| environment | return | {' | '.join(f'`{name}`: frames, seconds' for name in algorithms)} |"]
+    lines.append("|---" * (len(algorithms) + 2) + "|")
+    for env in dict.fromkeys(row.env for row in rows):
+        of = {name: [row for row in rows if (row.env, row.algorithm) == (env, name)] for name in algorithms}
+        target = float(_mean_returns(of[algorithms[0]])[-1])
+        times = [time_to(own, target) if own else () for own in of.values()]
+        cells = ["never" if time is None else "not trained" if not time else f"{time[0]:,.0f}, {time[1]:.3g}" for time in times]
+        lines.append(f"| {env} | {target:.3g} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(records: Sequence[Record]) -> str:
     """Writes the table as Markdown, an environment after the other."""
     parts = []

@@ -33,7 +33,8 @@ AGENT = AgentConfig(
 NETWORK = NetworkConfig(hidden_sizes=(120, 84))
 AT_MOST = {"double": 1.5, "dueling": 1.5, "prioritised": 1.6, "c51": 2.5, "rainbow": 4.0}
 """Largest time of an update over that of DQN."""
-NAMES = tuple(name for name in ALGORITHMS if not name.startswith("no_"))
+NAMES = tuple(name for name in ALGORITHMS if not name.startswith("no_") and name != "pqn")
+"""Not PQN, whose updates are of a rollout: `pqn_benchmark.py`."""
 
 
 @dataclasses.dataclass(frozen=True)

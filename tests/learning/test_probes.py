@@ -80,6 +80,17 @@ WAYS = {
     "exponential": {"epsilon_schedule": "exponential"},
     "prioritised": {"memory": "prioritised"},
 }
+ROLLOUT = {
+    "memory": "rollout",
+    "return_lambda": 0.7,
+    "acts_per_step": 8,
+    "batch_size": 16,
+    "updates_per_step": 4,
+    "learning_starts": 0,
+    "optimizer": "radam",
+    "learning_rate": 1e-3,
+}
+"""Two epochs of two minibatches."""
 
 
 @functools.cache
@@ -130,10 +141,15 @@ def test_every_way_of_descending_learns_them_too(variant):
     assert_learns("two-step", WAYS[variant])
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_a_frozen_learner_does_not(name):
+@pytest.mark.parametrize("name", ["two-step", "time limit", "action"])
+def test_rollouts_learn_them_without_replay_and_target(name):
+    assert_learns(name, ROLLOUT)
+
+
+@pytest.mark.parametrize(("name", "variant"), [*((name, {}) for name in KNOWN), ("two-step", ROLLOUT), ("time limit", ROLLOUT)])
+def test_a_frozen_learner_does_not(name, variant):
     _, expected = KNOWN[name]
-    learned = learned_q_values(name, CONFIG, learning_rate=0.0)
+    learned = learned_q_values(name, dataclasses.replace(CONFIG, **variant), learning_rate=0.0)
     assert np.all(np.abs(learned - np.asarray(expected)).max(axis=(1, 2)) > 0.2)
 
 

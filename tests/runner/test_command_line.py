@@ -79,7 +79,8 @@ REFUSED = [
     (["--agent.learning-rate", "x"], "--agent.learning-rate: could not convert string to float: 'x'"),
     (
         ["--agent.memory", "newset"],
-        "invalid choice 'newset' for argument '--agent.memory'. Expected one of ('uniform', 'prioritised', 'newest', 'rollout')",
+        "invalid choice 'newset' for argument '--agent.memory'. Expected one of ('uniform', 'prioritised', 'newest', "
+        "'rollout')",
     ),
     (
         ["--agent.batch-size", "64", "--agent.replay-capacity", "48"],
