@@ -3,6 +3,8 @@
 Not here: checks of shapes, made where parts are traced; agents, which each way of training divides as it needs.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,16 @@ def _one_update(env: Environment, network: Network, config: AgentConfig) -> dict
     """Makes one update: {what: whether all of it is finite}, the actions and the lowest priority."""
     network_key, actor_key, learner_key = keys_of(stream_key(0))
     hyperparams = hyperparams_of(config)
-    actor, learner = make_actor(env, network, config), make_learner(network, config)
+    # An actor of a plain replay: it gives whole transitions.
+    acting = dataclasses.replace(
+        config,
+        memory="uniform",
+        return_lambda=config.window_lambda,
+        learning_starts=config.batch_size,
+        replay_capacity=config.num_envs * config.batch_size,
+    )
+    actor = make_actor(env._replace(spec=env.spec._replace(stack=1)), network, acting)
+    learner = make_learner(network, config)
     actor_state = actor.init(actor_key, env.params, hyperparams.actor)
     state = learner.init(network_key, hyperparams.learner, hyperparams.loss)
 

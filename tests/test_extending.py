@@ -14,6 +14,7 @@ import pytest
 from laws.common import assert_bitwise, spec_of
 
 from dqn_jax.agent import hyperparams_of, make_agent
+from dqn_jax.algorithms import ALGORITHMS
 from dqn_jax.config import AgentConfig, InputError, NetworkConfig
 from dqn_jax.envs import make_env
 from dqn_jax.federated.aggregation import make_aggregator
@@ -63,10 +64,19 @@ AGENTS = {
         {"env": "mine:corridor", "env_kwargs": ("length=5",), "wrappers": ("mine:hurried:0.1", "frame-stack:2")},
     ),
 }
+
+
+def fields_of_rollouts():
+    """PQN's fields of an agent, small, on stacked observations, with a user's trunk."""
+    fields = {name.removeprefix("agent."): x for name, x in ALGORITHMS["pqn"].items() if name.startswith("agent.")}
+    return fields | {"num_envs": 4, "acts_per_step": 4, "batch_size": 8, "updates_per_step": 2}
+
+
 SMALL_NETWORK = {"hidden_sizes": (8,)}
 Q_LAMBDA = {"n_step": 3, "return_lambda": 0.7}
 AGENTS |= {
     "q(lambda)": ({**Q_LAMBDA, "loss": "huber", "double_q": True}, SMALL_NETWORK, {}),
+    "rollouts": (fields_of_rollouts(), {"trunk": "mine:tanh:8"}, {"env": "mine:corridor", "wrappers": ("frame-stack:2",)}),
     "prioritised q(lambda)": ({**Q_LAMBDA, "memory": "prioritised"}, SMALL_NETWORK, {"env": "Breakout-MinAtar"}),
 }
 
@@ -94,6 +104,7 @@ SERVERS = ("parameter server in virtual time, one replay", "parameter server on 
         *(("c51", driver) for driver in ("data-parallel", "federated", "actor-learner on threads")),
         *(("q(lambda)", driver) for driver in ("data-parallel", "federated", "parameter server on threads")),
         ("prioritised q(lambda)", "actor-learner on threads"),
+        *(("rollouts", driver) for driver in ("data-parallel", "actor-learner on threads")),
     ],
 )
 def test_in_every_way_of_training(driver, agent):
