@@ -25,7 +25,7 @@ class Rollout(flax.struct.PyTreeNode):
     order: jax.Array
     """[K N] int32 in which they are drawn: all of them in every epoch."""
     drawn: Clock
-    """Minibatches drawn since the steps were prepared."""
+    """Minibatches drawn so far; an agent step draws as many as `order` has."""
     return_lambda: jax.Array
     """[] float32."""
 
@@ -77,13 +77,11 @@ def make_rollout(ring: Ring, config: AgentConfig, num_shards: int = 1) -> Memory
         of_each = jax.vmap(lambda numbers: td.lambda_returns(*numbers), in_axes=1, out_axes=1)
         returns = of_each(jax.tree.map(lambda x: x.reshape(config.acts_per_step, -1), numbers))
         order = jax.vmap(lambda key: jax.random.permutation(key, size))(jax.random.split(key, epochs))
-        drawn = Clock(jnp.zeros_like(state.rollout.drawn.count))
-        return state.replace(rollout=state.rollout.replace(returns=returns.reshape(-1), order=order.reshape(-1), drawn=drawn))
+        return state.replace(rollout=state.rollout.replace(returns=returns.reshape(-1), order=order.reshape(-1)))
 
     def sample(key: jax.Array, state: ReplayState) -> Sample:
         del key
         rollout = state.rollout
-        # One more than there are, as a diagnosis draws, begins again.
         start = rollout.drawn.count % config.updates_per_step * batch_size
         indices = jax.lax.dynamic_slice_in_dim(rollout.order, start, batch_size)
         batch, kept = read(state, indices)

@@ -26,6 +26,7 @@ SOURCES = {
     "scoreboard": "scoreboard/origins.json",
     "ingredients": "ingredients/origins.json",
     "arcade": "arcade/origins.json",
+    "image_clients": "image_clients/origins.json",
     "quickstart": "quickstart/summary.json",
     "federated_comparison": "federated/comparison.json",
     "speed": "benchmark-cpu.json",

@@ -214,6 +214,17 @@ def test_an_agent_learns_from_what_it_just_gathered():
     assert np.any(np.asarray(again.replay.rollout.returns) != np.asarray(state.replay.rollout.returns))
 
 
+def test_a_batch_that_is_not_learnt_from_is_drawn_again():
+    memory, fill, _ = programs(config_of())
+    state = fill(memory.init(hyperparams_of(config_of()).replay), gathered(), KEY)
+    first = memory.sample(KEY, state)
+    refused, taken = (
+        memory.update(state, first.indices, first.weights, valid) for valid in (jnp.array(False), jnp.array(True))
+    )
+    assert_bitwise(memory.sample(KEY, refused), first)
+    assert not np.array_equal(memory.sample(KEY, taken).indices, first.indices)
+
+
 def test_a_step_that_is_not_taken_changes_nothing():
     agent, _ = agent_of(config_of())
     state = jax.jit(agent.step)(agent.init(KEY))[0]

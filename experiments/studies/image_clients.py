@@ -4,9 +4,8 @@
     python experiments/studies/image_clients.py --arms federated    # one of them
     python experiments/studies/image_clients.py --only-draw         # draws again from the committed rows
 
-Breakout of MinAtar, as it is, mirrored, dimmed, and with actions that stick (wrapper view). Arms: one policy of all, a trunk of
-all with a head of each client, and clients on their own. Afterwards every policy plays every client's game: who plays what how
-well.
+Breakout of MinAtar, as it is, mirrored, dimmed, and with actions that stick (wrapper view). Arms: one policy of all, and a
+trunk of all with a head of each client. Afterwards every policy plays every client's game: who plays what how well.
 """
 
 import csv
@@ -25,7 +24,7 @@ from matplotlib.figure import Figure
 from dqn_jax import runtime
 from dqn_jax.commands.cells import Cell, Lane, train, tune
 from dqn_jax.config import AgentConfig, NetworkConfig, RunnerConfig
-from dqn_jax.federated.config import FederatedConfig, FederatedExperiment, MergeConfig
+from dqn_jax.federated.config import FederatedConfig, FederatedExperiment
 from dqn_jax.runner.command_line import exit_code_of
 from dqn_jax.runner.compiled import keep_compiled
 from dqn_jax.runner.config_file import config_dict
@@ -43,7 +42,6 @@ EPISODES = 30
 ARMS: dict[str, dict[str, Any]] = {
     "federated": {},
     "own heads": {"personal": "head"},
-    "alone": {"merge": MergeConfig(parameters="keep"), "eval_clients": True},
 }
 BASE = FederatedExperiment(
     env=ENV,
@@ -129,10 +127,9 @@ def _train(cell: Cell, rate: float, seeds: list[int]) -> list[Row]:
 
 def own_returns(config: FederatedExperiment) -> list[list[float]]:
     """Reads what clients reach at their own games with what they are served: means over them [S][T]."""
-    served = "client" if config.federated.merge.parameters == "keep" else None
     found: dict[tuple[int, int], list[float]] = {}
     for row in read_returns(config.run_dir):
-        if row["split"] == "seen" and served in (None, row["policy"]):
+        if row["split"] == "seen":
             found.setdefault((row["seed"], row["rounds"]), []).append(row["return"])
     return [[float(np.mean(x)) for (of, _), x in sorted(found.items()) if of == seed] for seed in config.seeds]
 

@@ -141,9 +141,10 @@ def test_every_way_of_descending_learns_them_too(variant):
     assert_learns("two-step", WAYS[variant])
 
 
-@pytest.mark.parametrize("name", ["two-step", "time limit", "action"])
-def test_rollouts_learn_them_without_replay_and_target(name):
-    assert_learns(name, ROLLOUT)
+# With lambda 0 the best last action counts, and not the mean of those that were tried.
+@pytest.mark.parametrize(("name", "changes"), [("two-step", {}), ("time limit", {}), ("late", {"return_lambda": 0.0})])
+def test_rollouts_learn_them_without_replay_and_target(name, changes):
+    assert_learns(name, ROLLOUT | changes)
 
 
 @pytest.mark.parametrize(("name", "variant"), [*((name, {}) for name in KNOWN), ("two-step", ROLLOUT), ("time limit", ROLLOUT)])
