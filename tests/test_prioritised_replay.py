@@ -23,7 +23,7 @@ sample_often = jax.jit(jax.vmap(REPLAY.sample, (0, None)))
 
 
 def numbers(alpha=1.0, beta=0.5):
-    return ReplayHyperparams(jnp.float32(alpha), jnp.float32(beta))
+    return ReplayHyperparams(jnp.float32(alpha), jnp.float32(beta), return_lambda=jnp.float32(0))
 
 
 def transitions_of(serials):
@@ -268,9 +268,10 @@ def test_a_uniform_agent_carries_no_priorities(ready):
         ".replay.priorities.largest",
         ".replay.priorities.hyperparams.priority_exponent",
         ".replay.priorities.hyperparams.importance_exponent",
+        ".replay.priorities.hyperparams.return_lambda",
     }
     assert not any("priorit" in name for name in names)
-    assert hyperparams_of(CONFIG).replay == (jnp.float32(0.6), jnp.float32(0.4))
+    assert hyperparams_of(CONFIG).replay == (jnp.float32(0.6), jnp.float32(0.4), 0)
 
 
 def test_the_importance_exponent_rises_to_1():
