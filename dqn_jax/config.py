@@ -353,12 +353,13 @@ class Experiment:
     """Settings of every run; each way of training adds its own, and how long to train."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment with discrete actions, a user's module:function, or octax:, pgx:, gymnasium: or atari:NAME."""
+    """A gymnax environment with discrete actions, a user's module:function, or octax:, pgx:, craftax:, jumanji:, gymnasium: or
+    atari:NAME."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment's constructor, such as size=12."""
     wrappers: tuple[str, ...] = ()
-    """Wrappers of it, innermost first: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, or module:function; of Atari
-    also no-op:30 and life-loss, and no-op:30 sticky:0.25 frame-stack:4 reward-clip:1 where none are named."""
+    """Wrappers of it, innermost first: frame-stack:4, reward-clip:1, sticky:0.25, time-limit:200, view, or module:function; of
+    Atari also no-op:30 and life-loss, and no-op:30 sticky:0.25 frame-stack:4 reward-clip:1 where none are named."""
     max_episode_steps: int | None = None
     """Time limit of an episode; None keeps the environment's own."""
     num_devices: int | None = None

@@ -288,7 +288,7 @@ def side_by_side(rings: ReplayState) -> ReplayState:
 
 
 def ring_of(rings: ReplayState, worker: jax.Array) -> ReplayState:
-    """Returns one worker's ring of rings `side_by_side`, without copying it."""
+    """Returns one worker's ring of rings `side_by_side`, its storage being that of all, without a copy."""
     own = jax.tree.map(lambda x: x[worker], rings.replace(storage=()))
     return own.replace(storage=rings.storage, place=worker)
 

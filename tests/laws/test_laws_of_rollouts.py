@@ -1,4 +1,4 @@
-"""Laws 1 to 4 and 6 to 9 for an agent that learns from rollouts: the same functions, by the same comparisons."""
+"""Laws 1 to 9 for an agent that learns from rollouts: the same functions, by the same comparisons."""
 
 import dataclasses
 import functools
@@ -23,6 +23,8 @@ from dqn_jax.runner import loop
 
 STEPS = 6
 ONE_UPDATE = dataclasses.replace(ROLLOUT, batch_size=32, updates_per_step=1)
+HALF = dataclasses.replace(ONE_UPDATE, num_envs=4, batch_size=16)
+"""A client, or a worker, of two that are the agent with one update together."""
 SMALL = NetworkConfig(hidden_sizes=(16, 16))
 
 
@@ -86,6 +88,29 @@ def test_one_client_is_the_plain_agent():
     assert_close(state.server.params, alone().learner.params)
 
 
+def test_clients_with_one_update_a_round_are_data_parallel():
+    whole = make_agent(ENV, NETWORK, ONE_UPDATE, axis_name=AXIS, num_shards=2)
+
+    def start(shard):
+        return whole.init(stream_key(SEED), shard=shard)
+
+    axes = lane_axes(jax.eval_shape(start, 0))
+    begun = jax.jit(jax.vmap(start, out_axes=axes))(jnp.arange(2))
+    steps = jax.vmap(repeat(whole.step, STEPS), in_axes=(axes,), out_axes=(axes, 0), axis_name=AXIS)
+    config = config_of(num_clients=2, local_steps=1)
+    federation = make_federation(NETWORK, named_parts(ENV, NETWORK, HALF, config), config)
+
+    @jax.jit
+    def run(agents, rate):
+        state = federation.init(SEED, many(ENV.params, 2), jnp.arange(2))
+        state = state.replace(clients=state.clients.replace(agent=agents), server=state.server.replace(learning_rate=rate))
+        return jax.lax.scan(lambda state, _: federation.round(state), state, length=STEPS)[0].server.params
+
+    expected = jax.tree.map(lambda x: x[0], jax.jit(steps)(begun)[0].learner.params)
+    assert_close(run(begun, 1.0), expected)
+    assert_differs(run(begun, 0.5), expected)
+
+
 def served(push, local_steps, events, config):
     model, run = server_model(NETWORK, config, ServerConfig(2, mode="barrier", push=push, local_steps=local_steps))
     begun = jax.jit(lambda: model.init(jnp.uint32(SEED)))()
@@ -93,7 +118,7 @@ def served(push, local_steps, events, config):
 
 
 def test_gradients_behind_a_barrier_are_data_parallel():
-    _, state = served("gradient", 1, STEPS, dataclasses.replace(ONE_UPDATE, num_envs=4, batch_size=16))
+    _, state = served("gradient", 1, STEPS, HALF)
     expected, _ = driven(ONE_UPDATE, num_devices=2)
     shards = jax.tree.map(lambda x: x[:, 0], jax.device_get(expected))
     assert_close(state.server.params, jax.tree.map(lambda x: x[0], shards.learner.params))
