@@ -1,7 +1,7 @@
-"""Does DQN learn an Atari game and a CHIP-8 game from pixels, on a CPU, in less than half an hour a seed?
+"""Do DQN and PQN learn an Atari game and a CHIP-8 game from pixels, on a CPU, in less than half an hour a seed?
 
     python experiments/studies/arcade.py                            # trains every seed without a row, then draws
-    python experiments/studies/arcade.py --games Boxing --seeds 1   # one of them: they may run side by side
+    python experiments/studies/arcade.py --games Boxing --algorithms pqn --seeds 1   # one of them: they may run side by side
     python experiments/studies/arcade.py --only-draw                # draws again from the committed rows
 
 Boxing at 42 x 42 bytes, with actors and a learner on threads; pong of octax, inside the program. Beside them an agent that acts
@@ -48,6 +48,21 @@ AGENT = AgentConfig(
     loss="huber:1",
 )
 """Chosen by hand, on one run of each game with seed 100."""
+PQN = dataclasses.replace(
+    AGENT,
+    memory="rollout",
+    return_lambda=0.65,
+    acts_per_step=32,
+    batch_size=64,
+    updates_per_step=16,
+    learning_starts=0,
+    n_step=1,
+    double_q=False,
+    optimizer="radam",
+    max_grad_norm=10.0,
+    learning_rate_decay_updates=300_000 // 512 * 16,
+)
+"""The same rate and exploration; two epochs, and lambda as in Gallici et al. (2025). Not chosen by any run."""
 RUNNER = RunnerConfig(log_every=5_000, eval_every=50_000, eval_episodes=10, eval_epsilon=0.01, checkpoint_every=10_000_000)
 COMMON: dict[str, Any] = {"num_seeds": 1, "num_devices": 1, "agent": AGENT, "runner": RUNNER, "total_frames": 300_000}
 GAMES: dict[str, Experiment] = {
@@ -62,11 +77,28 @@ GAMES: dict[str, Experiment] = {
 }
 
 
-def main(games: tuple[str, ...] = tuple(GAMES), seeds: tuple[int, ...] = SEEDS, only_draw: bool = False) -> None:
+LEARNERS = ("dqn", "pqn")
+
+
+def config_of(game: str, algorithm: str) -> Experiment:
+    """Returns what an algorithm trains in a game."""
+    config = GAMES[game]
+    if algorithm == "dqn":
+        return config
+    return dataclasses.replace(config, agent=PQN, network=dataclasses.replace(config.network, layer_norm=True))
+
+
+def main(
+    games: tuple[str, ...] = tuple(GAMES),
+    algorithms: tuple[str, ...] = LEARNERS,
+    seeds: tuple[int, ...] = SEEDS,
+    only_draw: bool = False,
+) -> None:
     """Trains what has no row, then draws.
 
     Args:
       games: games to train in.
+      algorithms: who is trained.
       seeds: seeds to train.
       only_draw: draw again from the committed rows.
     """
@@ -77,38 +109,48 @@ def main(games: tuple[str, ...] = tuple(GAMES), seeds: tuple[int, ...] = SEEDS, 
         for game in games:
             if game not in baselines():
                 append_baselines(game)
-            for seed in seeds:
-                if seed not in [row.seed for row in rows_of(game)]:
-                    append_rows(RESULTS / "rows.csv", [train(game, seed)])
+            for algorithm in algorithms:
+                for seed in seeds:
+                    if seed not in [row.seed for row in rows_of(game, algorithm)]:
+                        append_rows(RESULTS / "rows.csv", [train(game, algorithm, seed)])
     draw()
 
 
-def settings_of(game: str) -> str:
-    """Returns the digest of what is trained in a game."""
-    fields = config_dict(GAMES[game])
+def settings_of(game: str, algorithm: str) -> str:
+    """Returns the digest of what an algorithm trains in a game."""
+    fields = config_dict(config_of(game, algorithm))
     return digest_of({name: fields[name] for name in ("env", "env_kwargs", "total_frames", "agent", "network")})
 
 
-def rows_of(game: str) -> list[Row]:
-    """Reads the rows of a game as it is trained today."""
-    return [row for row in read_rows(RESULTS / "rows.csv") if (row.env, row.settings) == (game, settings_of(game))]
+def rows_of(game: str, algorithm: str) -> list[Row]:
+    """Reads the rows of an algorithm in a game as it is trained today."""
+    wanted = (algorithm, game, settings_of(game, algorithm))
+    return [row for row in read_rows(RESULTS / "rows.csv") if (row.algorithm, row.env, row.settings) == wanted]
 
 
-def train(game: str, seed: int) -> Row:
+def train(game: str, algorithm: str, seed: int) -> Row:
     """Trains one seed, in a run directory that is thrown away."""
     from dqn_jax.runner import loop
 
     with tempfile.TemporaryDirectory() as run_dir:
-        config = dataclasses.replace(GAMES[game], seed=seed, run_dir=Path(run_dir))
+        config = dataclasses.replace(config_of(game, algorithm), seed=seed, run_dir=Path(run_dir))
         loop.run(*parts_of(config))
         lines = [line for line in read_metrics(config.run_dir) if line["eval_return"] is not None]
     frames, returns, seconds = ([line[name] for line in lines] for name in ("frames", "eval_return", "wall_seconds"))
     updates = [np.ravel(line["updates"])[0] for line in lines]
     at_random = baselines()[game]["random"]
     final = [value[0] for value in returns]
-    print(f"{game}, seed {seed}: {final}", flush=True)
+    print(f"{game}, {algorithm}, seed {seed}: {final}", flush=True)
     rate = config.agent.learning_rate
-    return Row("dqn", game, settings_of(game), rate, seed, at_random, *(tuple(x) for x in (frames, updates, seconds, final)))
+    return Row(
+        algorithm,
+        game,
+        settings_of(game, algorithm),
+        rate,
+        seed,
+        at_random,
+        *(tuple(x) for x in (frames, updates, seconds, final)),
+    )
 
 
 def parts_of(config: Experiment) -> tuple[Any, Experiment, Any]:
@@ -168,13 +210,16 @@ def baselines() -> dict[str, dict[str, float]]:
 
 
 def summary() -> dict[str, dict[str, Any]]:
-    """Returns what the page says of each game: the baselines, each seed's last return and its minutes."""
+    """Returns what the page says of each game: the baselines, and every seed's last return and minutes with each algorithm."""
+
+    def of(rows: list[Row]) -> dict[str, list[float]]:
+        return {"final_returns": [row.returns[-1] for row in rows], "minutes": [row.seconds[-1] / 60 for row in rows]}
+
     return {
         game: {
             "random": policies["random"],
             "best_action": max(value for policy, value in policies.items() if policy != "random"),
-            "final_returns": [row.returns[-1] for row in rows_of(game)],
-            "minutes": [row.seconds[-1] / 60 for row in rows_of(game)],
+            **{algorithm: of(rows) for algorithm in LEARNERS if (rows := rows_of(game, algorithm))},
         }
         for game, policies in baselines().items()
     }
@@ -182,18 +227,14 @@ def summary() -> dict[str, dict[str, Any]]:
 
 def draw() -> None:
     """Writes the summary and the figure: every seed of every game, beside the baselines."""
-    known = [game for game in baselines() if rows_of(game)]
+    known = [game for game in baselines() if any(rows_of(game, algorithm) for algorithm in LEARNERS)]
     (RESULTS / "summary.json").write_text(json.dumps(summary(), indent=2) + "\n")
     figure = Figure(figsize=(4.5 * max(1, len(known)), 3.4), layout="constrained")
     for axes, game in zip(np.atleast_1d(figure.subplots(1, max(1, len(known)))), known, strict=False):
-        for row in rows_of(game):
-            axes.plot(
-                np.array(row.frames) / 1_000,
-                row.returns,
-                color="C0",
-                marker=".",
-                label="dqn, each seed" if row.seed == 0 else "",
-            )
+        for color, algorithm in zip(("C0", "C2"), LEARNERS, strict=True):
+            for row in rows_of(game, algorithm):
+                label = f"{algorithm}, each seed" if row.seed == 0 else ""
+                axes.plot(np.array(row.frames) / 1_000, row.returns, color=color, marker=".", label=label)
         policies = baselines()[game]
         axes.axhline(policies["random"], color="C7", linestyle=":", label="at random")
         best = max(value for policy, value in policies.items() if policy != "random")
