@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,6 +135,25 @@ def served(checkout: Path, script: str, *args: str) -> Iterator[dict[str, Remote
 def median_ratio(above: list[float], below: list[float]) -> float:
     """Computes the median over the turns of the ratio within a turn."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def conclude(results: Record, out: Path | None, missed: Sequence[str] = (), check: bool = False) -> None:
+    """Ends a benchmark: prints its results but for nested ones, writes all to a JSON file, and names missed targets.
+
+    Args:
+      results: named numbers, and where they come from.
+      out: the file; None writes none.
+      missed: a sentence for each target that is missed.
+      check: whether to end the process with status 1 where one is.
+    """
+    print_table({name: value for name, value in results.items() if not isinstance(value, dict)})
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=2) + "\n")
+    for sentence in missed:
+        print(sentence, file=sys.stderr)
+    if check and missed:
+        sys.exit(1)
 
 
 def print_table(results: Record) -> None:

@@ -7,9 +7,7 @@ hidden layers of 120 and 84. An update is `agent.learn`; an iteration is `agent.
 """
 
 import dataclasses
-import json
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import tyro
 
 from dqn_jax.algorithms import ALGORITHMS, fields_of
 from dqn_jax.config import AgentConfig, NetworkConfig, Record
-from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
+from dqn_jax.runner.timing import Contestant, conclude, median_ratio, on_one_core, take_turns
 
 ENV = "CartPole-v1"
 CAPACITY = 100_000
@@ -54,15 +52,7 @@ def main(options: Options) -> Record:
     from dqn_jax.runner.records import provenance
 
     results = provenance() | on_one_core(measure, 50 if options.quick else 500, 3 if options.quick else 15)
-    print_table({name: value for name, value in results.items() if name != "versions"})
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
-    missed = misses(results)
-    for sentence in missed:
-        print(sentence, file=sys.stderr)
-    if options.check and missed:
-        sys.exit(1)
+    conclude(results, options.out, misses(results), options.check)
     return results
 
 

@@ -11,7 +11,6 @@ one device is one core.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import statistics
@@ -27,7 +26,7 @@ import tyro
 from dqn_jax import runtime
 from dqn_jax.config import AgentConfig, NetworkConfig, Record
 from dqn_jax.runner.command_line import exit_code_of
-from dqn_jax.runner.timing import Contestant, Turn, keep_to_one_core, median_ratio, print_table, serve, served, take_turns
+from dqn_jax.runner.timing import Contestant, Turn, conclude, keep_to_one_core, median_ratio, serve, served, take_turns
 
 # The setting of the published peers: CleanRL's dqn_jax with ten environments instead of ten steps of one.
 CARTPOLE = AgentConfig(num_envs=10, batch_size=128, learning_starts=1_000, learning_rate=2.5e-4, target_period=50)
@@ -112,15 +111,7 @@ def main(options: Options) -> None:
     runtime.setup(1)
     results = describe_machine() | ratios(seconds["here"], options.quick) | replay_bytes()
     results |= {f"{name}_against": median_ratio(seconds["here"][name], turns) for name, turns in seconds["there"].items()}
-    print_table(results)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
-    missed = misses(results, options.targets)
-    for sentence in missed:
-        print(sentence, file=sys.stderr)
-    if options.check and missed:
-        sys.exit(1)
+    conclude(results, options.out, misses(results, options.targets), options.check)
 
 
 def turns_of(group: str, options: Options) -> dict[tuple[str, str], list[float]]:

@@ -10,7 +10,6 @@ Mnih et al. (2015) on a batch.
 """
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 import tyro
 
 from dqn_jax.config import AgentConfig, Record
-from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
+from dqn_jax.runner.timing import Contestant, conclude, median_ratio, on_one_core, take_turns
 from dqn_jax.types import EnvSpec
 
 SPEC = EnvSpec("pixels", (84, 84, 4), np.dtype(np.uint8), 6, 27_000, stack=4)
@@ -46,10 +45,7 @@ def main(options: Options) -> Record:
     turns = 3 if options.quick else 15
     results = provenance() | on_one_core(measure, 20 if options.quick else 200, turns)
     results |= on_one_core(measure_network, 1 if options.quick else 3, min(turns, 5))
-    print_table({name: value for name, value in results.items() if name != "versions"})
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+    conclude(results, options.out)
     return results
 
 

@@ -6,9 +6,7 @@ CartPole, one seed, each with the settings that are tuned for it (`--tuned`): wh
 """
 
 import dataclasses
-import json
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import tyro
 
 from dqn_jax.commands.cells import make_cell
 from dqn_jax.config import Record
-from dqn_jax.runner.timing import Contestant, median_ratio, on_one_core, print_table, take_turns
+from dqn_jax.runner.timing import Contestant, conclude, median_ratio, on_one_core, take_turns
 from dqn_jax.tuned import tuned_fields
 
 ENV = "CartPole-v1"
@@ -43,15 +41,7 @@ def main(options: Options) -> Record:
     from dqn_jax.runner.records import provenance
 
     results = provenance() | on_one_core(measure, 1_024 if options.quick else 20_480, 3 if options.quick else 15)
-    print_table({name: value for name, value in results.items() if name != "versions"})
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
-    missed = misses(results)
-    for sentence in missed:
-        print(sentence, file=sys.stderr)
-    if options.check and missed:
-        sys.exit(1)
+    conclude(results, options.out, misses(results), options.check)
     return results
 
 
