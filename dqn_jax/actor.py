@@ -16,6 +16,7 @@ from dqn_jax.config import AgentConfig
 from dqn_jax.envs import Environment, EnvParams, EnvState, TimeStep, reset_key
 from dqn_jax.exploration import Exploration, make_exploration
 from dqn_jax.networks import Network
+from dqn_jax.streams import keys_at
 from dqn_jax.types import ActorHyperparams, Clock, Info, Params, Transition, Tree
 from dqn_jax.windows import SingleStep, Window, keeps_frames, takes_single_steps, transition_of
 
@@ -116,7 +117,7 @@ def make_actor(
         frames = time * config.num_envs
 
         def one(stream: jax.Array, obs: jax.Array, numbers: ActorHyperparams) -> tuple[jax.Array, jax.Array]:
-            network_key, action_key, env_key = jax.random.split(jax.random.fold_in(stream, time), 3)
+            network_key, action_key, env_key = keys_at(stream, time, 3)
             q_values = network.apply(params, obs, network_key).q_values
             return rule.choose(action_key, q_values, frames, numbers), env_key
 

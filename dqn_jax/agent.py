@@ -24,6 +24,7 @@ from dqn_jax.losses import LossMaker, check_loss, loss_numbers
 from dqn_jax.networks import Network
 from dqn_jax.replay import Memory, ReplayState, make_memory, make_ring
 from dqn_jax.rollout import make_rollout
+from dqn_jax.streams import keys_at
 from dqn_jax.types import (
     ActorHyperparams,
     Clock,
@@ -38,8 +39,8 @@ from dqn_jax.types import (
 )
 from dqn_jax.windows import Window, keeps_frames
 
-_DIAGNOSES = ("priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age")
-"""Measured at every update they would cost a tenth of it."""
+_MEASURED = ("priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age")
+"""Measured at every update they would cost a tenth of it: they are of the last one."""
 
 # How the infos of many steps, or many devices, become one. The rest, a loss's own among them, are averaged.
 _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -48,9 +49,6 @@ _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "epsilon": lambda x: x[-1],
     "finite": lambda x: x.all(axis=0),
 }
-
-_PREPARING = np.uint32(2**32 - 1)
-"""Apart from the numbers of a split, which sampling and learning take."""
 
 
 class AgentState(flax.struct.PyTreeNode):
@@ -98,9 +96,16 @@ class Learn(Protocol):
     """`Agent.learn` and `Agent.step`."""
 
     def __call__(
-        self, state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
+        self,
+        state: AgentState,
+        correction: Correction | None = None,
+        active: jax.Array | bool = True,
+        measured: jax.Array | bool = True,
     ) -> tuple[AgentState, Info]:
-        """Updates the state, gradients being corrected first; what `active` ([] bool) does is said where the function is."""
+        """Updates the state, gradients being corrected first; what `active` ([] bool) does is said where the function is.
+
+        Where `measured` ([] bool) is false, norms and means of the update are 0 in the info, and cost nothing.
+        """
 
 
 class Agent(NamedTuple):
@@ -218,7 +223,7 @@ def make_agent(
         return add(state.replace(actor=actor_state), transitions, valid & active), info
 
     def prepare(state: AgentState) -> AgentState:
-        key = jax.random.fold_in(jax.random.fold_in(state.stream, state.clock.count), _PREPARING)
+        _, _, key = keys_at(state.stream, state.clock.count, 3)
 
         def value(obs: jax.Array) -> jax.Array:
             return jnp.max(network.apply(state.learner.params, obs, None).q_values)
@@ -229,34 +234,46 @@ def make_agent(
         state, info = repeat(lambda state: act(state, active), config.acts_per_step)(state)
         return prepare(state), info
 
-    def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array, Info]:
-        """A batch, the key to learn from it with, and the mean age of its transitions."""
+    def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array]:
+        """A batch, and the key to learn from it with."""
         time = state.clock.count
-        sample_key, grad_key = jax.random.split(jax.random.fold_in(state.stream, time))
+        sample_key, grad_key, _ = keys_at(state.stream, time, 3)
         sample = memory.sample(sample_key, state.replay)
-        # In frames of the whole agent, whatever share of them this replay holds.
-        info = {"replay_age": num_shards * jnp.mean(sample.age.astype(jnp.float32))}
-        return state.replace(clock=Clock(time + 1)), sample, grad_key, info
+        return state.replace(clock=Clock(time + 1)), sample, grad_key
+
+    def of_the_whole(info: Info) -> Info:
+        """An info with the age in frames of the whole agent, whatever share of them this replay holds."""
+        return info | {"replay_age": num_shards * info["replay_age"]}
 
     def grad(state: AgentState) -> tuple[AgentState, Params, Info]:
-        state, sample, key, info = draw(state)
-        grads, priority, grad_info = learner.grad(state.learner, sample, key)
-        return state.replace(replay=memory.update(state.replay, sample.indices, priority)), grads, info | grad_info
+        state, sample, key = draw(state)
+        grads, priority, info = learner.grad(state.learner, sample, key)
+        return state.replace(replay=memory.update(state.replay, sample.indices, priority)), grads, of_the_whole(info)
 
     def learn(
-        state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
+        state: AgentState,
+        correction: Correction | None = None,
+        active: jax.Array | bool = True,
+        measured: jax.Array | bool = True,
     ) -> tuple[AgentState, Info]:
-        state, sample, key, info = draw(state)
-        learner_state, priority, learn_info = learner.step(state.learner, sample, key, correction)
+        state, sample, key = draw(state)
+        learner_state, priority, info = learner.step(state.learner, sample, key, correction, measured)
         replay_state = memory.update(state.replay, sample.indices, priority, active)
-        return state.replace(learner=learner_state, replay=replay_state), info | learn_info
+        return state.replace(learner=learner_state, replay=replay_state), of_the_whole(info)
 
     def step(
-        state: AgentState, correction: Correction | None = None, active: jax.Array | bool = True
+        state: AgentState,
+        correction: Correction | None = None,
+        active: jax.Array | bool = True,
+        measured: jax.Array | bool = True,
     ) -> tuple[AgentState, Info]:
         before = state
         state, act_info = gather(state, active)
-        state, learn_info = repeat(lambda state: learn(state, correction, active), config.updates_per_step)(state)
+
+        def update(state: AgentState, last: jax.Array | bool) -> tuple[AgentState, Info]:
+            return learn(state, correction, active, measured & last)
+
+        state, learn_info = repeat_measuring(update, config.updates_per_step)(state)
         if active is not True:
             replay = memory.select(jnp.asarray(active), state.replay, before.replay)
             rest = jax.tree.map(lambda new, old: jnp.where(active, new, old), *(s.replace(replay=()) for s in (state, before)))
@@ -275,16 +292,17 @@ def make_agent(
 def make_chunk(
     agent: Agent, num_steps: int, correction: Correction | None = None
 ) -> Callable[[AgentState], tuple[AgentState, Info]]:
-    """`num_steps` agent steps as one loop, and `diagnose` after it: state -> (state, info)."""
+    """`num_steps` agent steps as one loop: state -> (state, info).
 
-    def step(state: AgentState) -> tuple[AgentState, Info]:
-        state, info = agent.step(state, correction)
-        return state, every_step(info)
+    Norms and means in the info are of its last update; `finite` ([] bool) says whether every parameter and the loss is.
+    """
+
+    def step(state: AgentState, last: jax.Array | bool) -> tuple[AgentState, Info]:
+        return agent.step(state, correction, True, last)
 
     def chunk(state: AgentState) -> tuple[AgentState, Info]:
-        state, info = repeat(step, num_steps)(state)
-        diagnosis = diagnose(agent, state)
-        return state, diagnosis | info | {"finite": diagnosis["finite"] & jnp.isfinite(info["loss"])}
+        state, info = repeat_measuring(step, num_steps)(state)
+        return state, info | {"finite": _all_finite(state) & jnp.isfinite(info["loss"])}
 
     return chunk
 
@@ -294,8 +312,11 @@ def diagnose(agent: Agent, state: AgentState) -> Info:
 
     `finite` ([] bool) says whether every parameter is.
     """
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.learner.params)]
-    return agent.learn(state)[1] | {"finite": jnp.all(jnp.stack(finite))}
+    return agent.learn(state)[1] | {"finite": _all_finite(state)}
+
+
+def _all_finite(state: AgentState) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.learner.params)]))
 
 
 def repeat(fn: Callable[[AgentState], tuple[AgentState, Info]], times: int) -> Callable[[AgentState], tuple[AgentState, Info]]:
@@ -306,6 +327,25 @@ def repeat(fn: Callable[[AgentState], tuple[AgentState, Info]], times: int) -> C
     def repeated(state: AgentState) -> tuple[AgentState, Info]:
         state, infos = jax.lax.scan(lambda state, _: fn(state), state, length=times)
         return state, reduce_info(infos)
+
+    return repeated
+
+
+def repeat_measuring(
+    fn: Callable[[AgentState, jax.Array | bool], tuple[AgentState, Info]], times: int
+) -> Callable[[AgentState], tuple[AgentState, Info]]:
+    """As `repeat`, of a function that is told whether this is its last call: what costs time is measured then."""
+    if times == 1:
+        return lambda state: fn(state, True)
+
+    def one(carry: tuple[AgentState, Info], last: jax.Array) -> tuple[tuple[AgentState, Info], Info]:
+        state, info = fn(carry[0], last)
+        return (state, {name: info[name] for name in _MEASURED}), every_step(info)
+
+    def repeated(state: AgentState) -> tuple[AgentState, Info]:
+        nothing = {name: jnp.float32(0) for name in _MEASURED}
+        (state, measures), infos = jax.lax.scan(one, (state, nothing), jnp.arange(times) == times - 1)
+        return state, measures | reduce_info(infos)
 
     return repeated
 
@@ -324,8 +364,8 @@ def reduce_infos(infos: Sequence[Info]) -> Info:
 
 
 def every_step(info: Info) -> Info:
-    """What is kept of the info of every step; the rest is measured once a chunk, by `diagnose`."""
-    return {name: value for name, value in info.items() if name not in _DIAGNOSES}
+    """What is kept of the info of every step; the rest is measured once a chunk."""
+    return {name: value for name, value in info.items() if name not in _MEASURED}
 
 
 def _mean(values: jax.Array) -> jax.Array:

@@ -66,17 +66,24 @@ class LearnerInit(Protocol):
 class Grad(Protocol):
     """`Learner.grad`."""
 
-    def __call__(self, state: HasNetworks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
-        """Returns gradients of the mean weighted loss, priority [B], info."""
+    def __call__(
+        self, state: HasNetworks, sample: Sample, key: jax.Array, measured: jax.Array | bool = ...
+    ) -> tuple[Params, jax.Array, Info]:
+        """Returns gradients of the mean weighted loss, priority [B], info.
+
+        Where `measured` ([] bool) is false, what would cost time to measure is 0 in the info: all but the loss's numbers.
+        """
 
 
 class LearnerApply(Protocol):
     """`Learner.apply`."""
 
-    def __call__(self, state: LearnerState, grads: Params, correction: Correction | None = None) -> tuple[LearnerState, Info]:
+    def __call__(
+        self, state: LearnerState, grads: Params, correction: Correction | None = None, measured: jax.Array | bool = ...
+    ) -> tuple[LearnerState, Info]:
         """Descends: correction, clipping, optimizer, target rule, in that order.
 
-        The info's `grad_norm` is after the correction and before clipping.
+        The info's `grad_norm` is after the correction and before clipping; it and `update_norm` are 0 where not `measured`.
         """
 
 
@@ -84,7 +91,12 @@ class Step(Protocol):
     """`Learner.step`."""
 
     def __call__(
-        self, state: LearnerState, sample: Sample, key: jax.Array, correction: Correction | None = None
+        self,
+        state: LearnerState,
+        sample: Sample,
+        key: jax.Array,
+        correction: Correction | None = None,
+        measured: jax.Array | bool = ...,
     ) -> tuple[LearnerState, jax.Array, Info]:
         """Returns the state after one update, priority [B], info."""
 
@@ -128,26 +140,40 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
             updates=Clock(jnp.int32(0)),
         )
 
-    def grad(state: HasNetworks, sample: Sample, key: jax.Array) -> tuple[Params, jax.Array, Info]:
+    def grad(
+        state: HasNetworks, sample: Sample, key: jax.Array, measured: jax.Array | bool = True
+    ) -> tuple[Params, jax.Array, Info]:
         def batch_loss(params: Params) -> tuple[jax.Array, LossOutput]:
             output = loss_of(params, state.target_params, sample.transitions, key, state.loss_hyperparams)
             chex.assert_equal_shape([sample.weights, output.loss, output.priority])
             return jnp.mean(sample.weights * output.loss), output
 
         (mean_loss, (_, priority, q_tm1, own_info)), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
-        info = {name: jnp.mean(value) for name, value in own_info.items()}
-        info |= {"loss": mean_loss, "priority": jnp.mean(priority), "q_mean": jnp.mean(q_tm1), "q_max": jnp.max(q_tm1)}
-        return grads, priority, info
+        info = {name: jnp.mean(value) for name, value in own_info.items()} | {"loss": mean_loss}
 
-    def apply(state: LearnerState, grads: Params, correction: Correction | None = None) -> tuple[LearnerState, Info]:
+        def values() -> Info:
+            age = jnp.mean(sample.age.astype(jnp.float32))
+            return {"priority": jnp.mean(priority), "q_mean": jnp.mean(q_tm1), "q_max": jnp.max(q_tm1), "replay_age": age}
+
+        return grads, priority, info | measure_if(measured, values)
+
+    def apply(
+        state: LearnerState, grads: Params, correction: Correction | None = None, measured: jax.Array | bool = True
+    ) -> tuple[LearnerState, Info]:
         memory = state.memory
         if correction is not None:
             grads, memory = correction(grads, state.params, memory)
         optimizer = optimizer_of(_at(config, state))
-        params, opt_state, deltas = descend(optimizer, state.params, grads, state.opt_state)
+
+        def norms() -> Info:
+            # Their own descent, of a few numbers: with the next one's all of them would be written to memory at every update.
+            _, _, deltas = descend(optimizer, state.params, grads, state.opt_state)
+            return {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(deltas)}
+
+        info = measure_if(measured, norms)
+        params, opt_state, _ = descend(optimizer, state.params, grads, state.opt_state)
         updates = state.updates.count + 1
         target_params = _update_target(params, state.target_params, updates, state.hyperparams.target_rate)
-        info = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(deltas)}
         state = state.replace(
             params=params, target_params=target_params, opt_state=opt_state, updates=Clock(updates), memory=memory
         )
@@ -164,15 +190,27 @@ def make_learner(network: Network, config: AgentConfig, axis_name: str | None = 
         return jax.lax.cond(updates % config.target_period == 0, move, lambda: target_params)
 
     def step(
-        state: LearnerState, sample: Sample, key: jax.Array, correction: Correction | None = None
+        state: LearnerState,
+        sample: Sample,
+        key: jax.Array,
+        correction: Correction | None = None,
+        measured: jax.Array | bool = True,
     ) -> tuple[LearnerState, jax.Array, Info]:
-        grads, priority, info = grad(state, sample, key)
+        grads, priority, info = grad(state, sample, key, measured)
         if axis_name is not None:
             grads = _fused_mean(grads, axis_name)
-        state, apply_info = apply(state, grads, correction)
+        state, apply_info = apply(state, grads, correction, measured)
         return state, priority, info | apply_info
 
     return Learner(init, grad, apply, step)
+
+
+def measure_if(measured: jax.Array | bool, measure: Callable[[], Info]) -> Info:
+    """Returns what `measure()` returns where `measured` ([] bool) is true; elsewhere zeros, at no cost."""
+    if measured is True:
+        return measure()
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(measure))
+    return jax.lax.cond(measured, measure, lambda: nothing)
 
 
 def descend(

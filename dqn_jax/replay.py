@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from dqn_jax import sum_tree
 from dqn_jax.config import AgentConfig
+from dqn_jax.streams import indices_below
 from dqn_jax.types import Clock, ReplayHyperparams, Sample, Transition, Tree, Value
 
 Valid: TypeAlias = jax.Array | bool
@@ -174,7 +175,7 @@ def make_uniform_replay(ring: Ring, batch_size: int) -> Memory:
         return ring.add(state, transitions, valid)
 
     def sample(key: jax.Array, state: ReplayState) -> Sample:
-        return ring.read(state, jax.random.randint(key, (batch_size,), 0, jnp.minimum(state.added.count, ring.capacity)))
+        return ring.read(state, indices_below(key, jnp.minimum(state.added.count, ring.capacity), batch_size))
 
     def update(state: ReplayState, indices: jax.Array, priority: jax.Array, valid: Valid = True) -> ReplayState:
         del indices, priority, valid

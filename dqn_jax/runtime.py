@@ -34,6 +34,9 @@ def setup(num_devices: int | None = None) -> None:
 
     import jax
 
+    from dqn_jax.threefry import compile_without_loops
+
+    compile_without_loops()
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:

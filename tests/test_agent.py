@@ -129,14 +129,19 @@ def test_each_update_draws_its_own_batch(ready):
 
 
 @pytest.mark.long
-def test_chunk_is_repeated_steps_and_its_look_ahead_is_thrown_away(ready):
+def test_chunk_is_repeated_steps_and_measures_its_last_update(ready):
     state, info = chunk(ready)
     assert_bitwise(state, jax.jit(repeat(AGENT.step, NUM_STEPS))(ready)[0])
     assert clocks(state) == (4 + 12, 12 + 48, 18)
-    # What the look-ahead reports is the update that comes next.
-    _, next_update = learn(state)
+    before_last = jax.jit(repeat(AGENT.step, NUM_STEPS - 1))(ready)[0]
+    by_hand, infos = jax.jit(AGENT.gather)(before_last)[0], []
+    for _ in range(CONFIG.updates_per_step):
+        by_hand, learn_info = learn(by_hand)
+        infos.append(learn_info)
     for name in ("priority", "q_mean", "q_max", "grad_norm", "update_norm", "replay_age"):
-        np.testing.assert_allclose(info[name], next_update[name], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(info[name], infos[-1][name], rtol=1e-4, err_msg=name)
+        # The control: the update before it has other numbers.
+        assert not np.isclose(info[name], infos[-2][name], rtol=1e-4), name
 
 
 def test_chunk_info_covers_every_step(ready):

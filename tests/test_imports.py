@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"config", "types", "sum_tree"},
+    {"config", "types", "sum_tree", "streams", "threefry"},
     {"lookup", "heads"},
     {"trunks"},
     {"runtime", "presets", "algorithms", "envs", "networks", "td", "exploration", "replay", "virtual_time", "windows"},

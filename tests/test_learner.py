@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,7 @@ TARGET_W = jnp.array([[2.0, 0], [0, 1]])
 def sample_of(transitions, weights=None):
     size = len(transitions.r_t)
     weights = jnp.ones(size) if weights is None else jnp.array(weights, jnp.float32)
-    return Sample(transitions, jnp.zeros(size, jnp.int32), weights, jnp.zeros(size, jnp.int32))
+    return Sample(transitions, jnp.zeros(size, jnp.int32), weights, age=jnp.arange(size))
 
 
 BATCH = sample_of(TRANSITIONS)
@@ -104,7 +105,7 @@ def test_the_worked_batch(changes, loss, gradient, priority, jit):
     np.testing.assert_allclose(found_priority, priority, rtol=1e-5)
 
     # Q(s) are (1, 2), (1, 4), (2, 0), (0, 2).
-    expected_info = {"loss": loss, "priority": np.mean(priority), "q_mean": 1.5, "q_max": 4.0}
+    expected_info = {"loss": loss, "priority": np.mean(priority), "q_mean": 1.5, "q_max": 4.0, "replay_age": 1.5}
     assert info.keys() == expected_info.keys()
     for name, value in expected_info.items():
         np.testing.assert_allclose(info[name], value, rtol=1e-5, err_msg=name)
@@ -117,6 +118,18 @@ def test_the_worked_batch(changes, loss, gradient, priority, jit):
     for name, value in (expected_info | {"grad_norm": norm, "update_norm": 0.1 * norm}).items():
         np.testing.assert_allclose(step_info[name], value, rtol=1e-5, err_msg=name)
     assert after.updates.count == 1
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_is_not_measured_is_zero_and_changes_nothing(measured):
+    learner, state = start(config_of())
+    step = jax.jit(lambda measured: learner.step(state, BATCH, KEY, None, measured))
+    (after, priority, info), (whole, whole_priority, everything) = step(jnp.bool_(measured)), step(True)
+    chex.assert_trees_all_close((after, priority, info["loss"]), (whole, whole_priority, everything["loss"]), rtol=1e-5)
+    names = ("priority", "q_mean", "q_max", "replay_age", "grad_norm", "update_norm")
+    for name in names:
+        np.testing.assert_allclose(info[name], measured * everything[name], rtol=1e-5, err_msg=name)
+    assert all(float(everything[name]) for name in names)
 
 
 def test_weights_multiply_the_loss_before_its_mean():
