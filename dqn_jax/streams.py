@@ -1,6 +1,6 @@
 """Random numbers of a stream, a key that is drawn from again and again: as many at once as can be.
 
-Each draw by itself costs a small network's learner two microseconds, and its compiler a tenth of a second. Not here: which
+Each draw is a few kernels, which take as long to compile as a layer of a network with its gradient. Not here: which
 streams there are (mapping, agent).
 """
 

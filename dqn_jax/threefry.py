@@ -1,7 +1,7 @@
 """Compiles jax's random numbers for a CPU in less time than jax does: the numbers are the same, to the last bit.
 
-For a CPU, jax compiles each call of its hash function as a loop over five groups of rounds, about ten small kernels. The
-programs of this package call it dozens of times: that was a third of the time that they took to compile. Here the rounds are
+For a CPU, jax compiles each call of its hash function as a loop over five groups of rounds, about ten small kernels, and
+the programs of this package call it dozens of times: that was much of the time that they took to compile. Here the rounds are
 written one after the other, as two kernels, which are kept apart from what stands around them: fused into that, they would be
 computed again for every number that depends on theirs. Not here: what numbers are drawn (jax.random).
 """

@@ -133,7 +133,10 @@ def federations(weightless):
 
 
 def test_a_client_is_the_same_in_a_larger_federation(federations):
-    """Its environment, its stream, its parameters and the experience of its warm-up, to the last bit, wherever it lives."""
+    """Its environment, its stream, its parameters and the experience of its warm-up, wherever it lives.
+
+    To the last bit, but for what the environment's arithmetic gives: it is rounded otherwise where more clients are in a block.
+    """
     # Leaves [seed, 1, client, ...] and [device, seed, client, ...].
     three = arrays(without_clocks(federations[3][1].clients))
     six = {
@@ -142,7 +145,10 @@ def test_a_client_is_the_same_in_a_larger_federation(federations):
     }
     assert three.keys() == six.keys()
     for name, values in three.items():
-        assert values[:, 0].tobytes() == six[name][:, :3].tobytes(), name
+        if any(part in name for part in (".obs", ".env_state", ".s_tm1", ".s_t")):
+            np.testing.assert_allclose(values[:, 0], six[name][:, :3], rtol=1e-5, atol=1e-6, err_msg=name)
+        else:
+            assert values[:, 0].tobytes() == six[name][:, :3].tobytes(), name
     # Negative control: other clients, and those of other seeds, are others.
     for name in (".stream", ".agent.stream", ".agent.actor.streams", ".agent.actor.env_params.length", ".agent.actor.obs"):
         assert len(np.unique(six[name].reshape(12, -1), axis=0)) == 12, name
