@@ -222,8 +222,12 @@ def make_agent(
         actor_state, transitions, valid, info = actor.act(state.actor, state.learner.params)
         return add(state.replace(actor=actor_state), transitions, valid & active), info
 
+    def keys_of_update(state: AgentState) -> jax.Array:
+        """[3] keys that the next update samples with, learns with, and prepares the memory with."""
+        return keys_at(state.stream, state.clock.count, 3)
+
     def prepare(state: AgentState) -> AgentState:
-        _, _, key = keys_at(state.stream, state.clock.count, 3)
+        _, _, key = keys_of_update(state)
 
         def value(obs: jax.Array) -> jax.Array:
             return jnp.max(network.apply(state.learner.params, obs, None).q_values)
@@ -236,10 +240,9 @@ def make_agent(
 
     def draw(state: AgentState) -> tuple[AgentState, Sample, jax.Array]:
         """A batch, and the key to learn from it with."""
-        time = state.clock.count
-        sample_key, grad_key, _ = keys_at(state.stream, time, 3)
+        sample_key, grad_key, _ = keys_of_update(state)
         sample = memory.sample(sample_key, state.replay)
-        return state.replace(clock=Clock(time + 1)), sample, grad_key
+        return state.replace(clock=Clock(state.clock.count + 1)), sample, grad_key
 
     def of_the_whole(info: Info) -> Info:
         """An info with the age in frames of the whole agent, whatever share of them this replay holds."""
